@@ -280,16 +280,16 @@ def _check_labels(
     labels: FolderLabels | TableLabels, source: Source, training: TrainingSettings, *, allow_missing: bool
 ) -> None:
     """Refuse labels that make no task of this source, and heads and metrics that are for other kinds of task."""
+    from featurecache.evaluation.configuring import resolve
     from featurecache.evaluation.metrics import metric_of
-    from featurecache.evaluation.search import resolve
     from featurecache.heads.thresholds import threshold_rule
     from featurecache.sources.entries import Entries
     from featurecache.store.label_joining import check_names
-    from featurecache.store.labels import FolderLabels
+    from featurecache.store.labels import FolderLabels, label_of_path
     from featurecache.store.task_builder import check_labels
 
     if isinstance(labels, FolderLabels):
-        check_labels(labels.of(Entries.of(source).names), labels)
+        check_labels([label for path in Entries.of(source).names if (label := label_of_path(path))], labels)
     else:
         check_names(labels, list(Entries.of(source).names), allow_missing=allow_missing)
         check_labels(labels.labels, labels)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from featurecache.deployment.kept import Keep
     from featurecache.evaluation.training import TrainingReport
     from featurecache.extraction.report import ExtractionReport
-    from featurecache.reporting.report import SamplesToLookAt
+    from featurecache.reporting.report import Gallery
     from featurecache.sources.source import Source
     from featurecache.store.listings import Listing
 
@@ -130,7 +130,7 @@ def write_run_report(
         changes=[] if done.training.changes is None else done.training.changes.lines(),
         advice=summary(done.advice),
         kept=None if done.saved is None else describe_kept(best, keep),
-        to_look_at=_to_look_at(done.advice),
+        galleries=_galleries(done.advice),
     )
     write_report(path, data, read=_reader_of(source, listing))
     return path
@@ -149,21 +149,21 @@ def _reader_of(source: Source, listing: Listing) -> Callable[[str], bytes | None
     return read
 
 
-def _to_look_at(advice: Sequence[Finding]) -> list[SamplesToLookAt]:
+def _galleries(advice: Sequence[Finding]) -> list[Gallery]:
     """Return the samples that advice names and a reader should see."""
-    from featurecache.reporting.report import SamplesToLookAt
+    from featurecache.reporting.report import Gallery
 
     found = []
     for finding in advice:
         if pairs := finding.details.get("pairs"):
             samples = [((pair["first"], pair["second"]), f"alike by {pair['similarity']:.3f}") for pair in pairs]
             title = f"near-copies: {finding.details['num_pairs']} pairs, the most alike first"
-            found.append(SamplesToLookAt(title, samples))
+            found.append(Gallery(title, samples))
         if labels := finding.details.get("labels"):
             captions = [f"labelled {label['label']}, looks like {label['suggested']}" for label in labels]
             names = [(str(label["name"]),) for label in labels]
             title = f"labels worth checking: {len(labels)}, the least probable first"
-            found.append(SamplesToLookAt(title, list(zip(names, captions, strict=True))))
+            found.append(Gallery(title, list(zip(names, captions, strict=True))))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from featurecache.specs import as_tuple
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.search import HeadLike
+    from featurecache.evaluation.configuring import HeadLike
     from featurecache.evaluation.training import TrainingReport
     from featurecache.finetuning.training import LayerTraining
     from featurecache.progress import Progress

@@ -3,7 +3,7 @@
 # With `fast` first: lint and the tests that take moments, in less than a minute of CPU; for use after every change.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-ensure_environment dev,timm,hf,clip,text,cpu,export,parquet,heif,labels,adapt,datasets,demo
+ensure_environment "$test_extras"
 cd "$root"
 # Two workers share two cores: threads of their arithmetic would only wait for each other, and must not spin meanwhile.
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE

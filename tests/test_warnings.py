@@ -36,8 +36,6 @@ def test_a_kept_warning_reads_back_and_the_cache_stays_sound(store: FeatureStore
     feature_set.keep_warning(WARNING)
     assert pooled(store).warnings() == [WARNING]
     assert verify(store).problems == ()
-    feature_set.drop_warning("flat_images")
-    assert feature_set.warnings() == []
 
 
 def test_a_later_warning_of_a_kind_replaces_the_earlier(store: FeatureStore) -> None:

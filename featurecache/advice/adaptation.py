@@ -25,11 +25,13 @@ def adaptation_finding(
     details = {"methods": [head.to_json() for head in report.heads], "domain": report.domain}
     basis = f"near neighbours in {report.domain} that get the same class, beyond chance, on {name}; "
     basis += "no label there was used"
+    # Where no way is taken, the text names the one that came nearest.
     best = max(others, key=lambda head: head.agreement.value) if chosen is source else chosen
     agreed = best.agreement
     if chosen is not source:
         text = f"adapt to {report.domain} by {chosen.method}: near neighbours there agree by {agreed.value:.3f} "
         text += f"beyond chance, with the source alone by {source.agreement.value:.3f}"
+    # Neighbours of one class always agree: nothing can be told by that.
     elif report.is_of_one_class:
         text = f"the head on the source gives nearly all of {report.domain} one class, so that nothing there tells "
         text += "whether adapting helps; take that head"
@@ -51,17 +53,3 @@ def adaptation_finding(
         next_command=None if chosen is source else next_command,
         details=details,
     )
-
-
-def cannot_adapt(reason: str, n: int) -> Finding:
-    """Say why it cannot be told whether adapting helps.
-
-    Parameters
-    ----------
-    reason : str
-        What stands in the way.
-    n : int
-        Samples of the target.
-    """
-    text = f"cannot tell whether adapting helps: {reason}"
-    return Finding(question="adaptation", verdict="cannot tell", text=text, n=n, basis="samples of the target")

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurecache.advice.advisor import Advisor
-from featurecache.advice.arms import ArmSource, check_minutes, make_arms, missing_arms
+from featurecache.advice.arms import ArmSource, make_arms, missing_arms
 from featurecache.advice.axes import MapName
 from featurecache.advice.evidence import gather, role_of
-from featurecache.advice.finding import QUESTIONS, Finding
+from featurecache.advice.finding import TOPICS, Finding
 from featurecache.advice.layers_scan import LayersScan
 from featurecache.advice.layers_scan import keep_layers as cache_layers
+from featurecache.advice.probed_arms import fit_probes
 from featurecache.advice.unlabelled import default_set, unlabelled_findings
 from featurecache.errors import RequestError
 from featurecache.evaluation.domains import cached_rows_of_domain, rows_of_domain
+from featurecache.heads.threads import one_thread
 from featurecache.progress import shows_progress
 from featurecache.specs import as_tuple
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
@@ -113,19 +115,11 @@ def advise(
     """
     store = cache if isinstance(cache, FeatureStore) else FeatureStore.open(cache)
     only = as_tuple(only)
-    _check(only)
-    if "adaptation" in only and target_domain is None:
-        raise RequestError("adaptation is to samples of a target; name them with --target-domain")
-    check_minutes(minutes, source)
-    if layers_scan and source is None:
-        raise RequestError("--layers-scan computes layers of the samples themselves; say with --source where they are")
+    _check_request(only, target_domain, minutes, layers_scan=layers_scan, source=source)
     if task is None and not unlabelled and label_next is None:
-        if not store.task_names():
-            raise RequestError(
-                f"{store.path} holds no task; ask for what can be said without one (--unlabelled, --label-next N)"
-            )
-        task = store.only_task().name
+        task = _only_task(store)
     if task is None:
+        # Without a task, these would be passed over in silence.
         if only or target_domain is not None or minutes is not None or layers_scan:
             raise RequestError(
                 "--only, --target-domain, --minutes and --layers-scan are for questions about a task; name it with "
@@ -135,29 +129,84 @@ def advise(
             store, sets, structure=unlabelled, count=label_next, map_by=map_by, random_state=random_state
         )
     labels = store.task(task)
-    target = None if target_domain is None else _target_rows(store, labels, target_domain, sets)
-    left: dict[str, float] = {}
+    target = None if target_domain is None else (target_domain, _target_rows(store, labels, target_domain, sets))
+    not_made: dict[str, float] = {}
     origin = None if source is None else ArmSource(source, text_column, id_column)
     if minutes is not None and origin is not None:
-        left = make_arms(store, missing_arms(store, default_set(store, sets), origin), origin, minutes, progress)
+        not_made = make_arms(store, missing_arms(store, default_set(store, sets), origin), origin, minutes, progress)
     layers = LayersScan(origin, backbone, weights) if layers_scan and origin is not None else None
     if layers is not None and keep_layers:
         cache_layers(store, default_set(store, sets), layers, progress)
-        layers = None
-    asked_for = None if sets is None else {found.key for found in sets}
-    cached = prefer_wider(pooled_if_any([found for found in store.feature_sets() if found.num_views is None]))
-    arms = [found for found in cached if asked_for is None or found.key in asked_for or role_of(found) != "pretrained"]
-    if not any(role_of(found) == "pretrained" for found in arms):
-        raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
-    evidence = gather(labels, arms, random_state=random_state, but_not=target)
-    domain = None if target_domain is None or target is None else (target_domain, target)
-    advisor = Advisor(store, evidence, domain, source, left, layers, look_at_test, random_state, n_jobs, progress)
-    findings = advisor.findings(only)
+        layers = None  # they are among the cached sets now, and are compared as these are
+    # The target takes no part in fitting, so that errors there are those of new samples.
+    left_out = None if target is None else target[1]
+    evidence = gather(labels, _sets_to_compare(store, sets), random_state=random_state, but_not=left_out)
+    # Probes are fitted side by side: more threads of linear algebra in each would wait for one another.
+    with one_thread():
+        arms = fit_probes(evidence, store, n_jobs=n_jobs, progress=progress)
+        advisor = Advisor(
+            store,
+            evidence,
+            arms,
+            target=target,
+            source=source,
+            not_made=not_made,
+            layers=layers,
+            look_at_test=look_at_test,
+            only=only,
+            random_state=random_state,
+            progress=progress,
+        )
+        findings = advisor.findings()
     if label_next is not None:
         findings.append(advisor.label_next(label_next))
     if unlabelled:
         findings += unlabelled_findings(store, sets, map_by=map_by, random_state=random_state)
     return findings
+
+
+def _check_request(
+    only: Sequence[str],
+    target_domain: str | None,
+    minutes: float | None,
+    *,
+    layers_scan: bool,
+    source: str | Path | None,
+) -> None:
+    """Raise `RequestError` for options that mean nothing, or nothing without another, before anything is computed."""
+    for topic in only:
+        if topic not in TOPICS:
+            raise RequestError(f"unknown question {topic!r}; known: {', '.join(TOPICS)}")
+    if "adaptation" in only and target_domain is None:
+        raise RequestError("adaptation is to samples of a target; name them with --target-domain")
+    if minutes is not None and not 0 <= minutes < float("inf"):
+        raise RequestError(f"minutes must be 0 or more, got {minutes:g}")
+    if minutes is not None and source is None:
+        raise RequestError(
+            "--minutes makes what is missing from the samples themselves; say with --source where they come from"
+        )
+    if layers_scan and source is None:
+        raise RequestError("--layers-scan computes layers of the samples themselves; say with --source where they are")
+
+
+def _only_task(store: FeatureStore) -> str:
+    """Return the name of the task where there is one alone."""
+    if not store.task_names():
+        raise RequestError(
+            f"{store.path} holds no task; ask for what can be said without one (--unlabelled, --label-next N)"
+        )
+    return store.only_task().name
+
+
+def _sets_to_compare(store: FeatureStore, sets: Sequence[FeatureSet] | None) -> list[FeatureSet]:
+    """Return the plain sets of the cache that are compared: those that were chosen, and all without transfer."""
+    plain = prefer_wider(pooled_if_any([found for found in store.feature_sets() if found.num_views is None]))
+    # Transfer has to beat what does without it, whatever sets somebody chose to transfer from.
+    keys = {found.key for found in (plain if sets is None else sets)}
+    compared = [found for found in plain if found.key in keys or role_of(found) != "pretrained"]
+    if not any(role_of(found) == "pretrained" for found in compared):
+        raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
+    return compared
 
 
 def _target_rows(store: FeatureStore, task: Task, domain: str, sets: Sequence[FeatureSet] | None) -> Rows:
@@ -169,12 +218,7 @@ def _target_rows(store: FeatureStore, task: Task, domain: str, sets: Sequence[Fe
             cached = cached_rows_of_domain(store, task, domain, default_set(store, sets).open())
         except RequestError:
             cached = np.empty(0, np.int64)
+        # A target without labels is no mistake where its samples are cached: to adapt to it takes none of their labels.
         if not len(np.setdiff1d(cached, store.samples.rows_of(task.ids))):
             raise
         return np.empty(0, np.int64)
-
-
-def _check(only: Sequence[str]) -> None:
-    for question in only:
-        if question not in QUESTIONS:
-            raise RequestError(f"unknown question {question!r}; known: {', '.join(QUESTIONS)}")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.advice.evidence import Role, role_of
-from featurecache.errors import InputError, RequestError
+from featurecache.errors import InputError
 from featurecache.extraction.reproduction import opened_by_name
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input, inputs_of
@@ -45,15 +45,6 @@ class ArmSource:
     text_column: str | None = None
     id_column: str | None = None
 
-    def inputs(self) -> Sequence[Input]:
-        """Return all samples.
-
-        Raises
-        ------
-        SourceError, RequestError
-        """
-        return list(inputs_of(open_source(self.path, text_column=self.text_column, id_column=self.id_column)))
-
 
 @dataclass(frozen=True, slots=True)
 class MissingArm:
@@ -85,9 +76,9 @@ def missing_arms(store: FeatureStore, feature_set: FeatureSet, source: ArmSource
     source : ArmSource
     """
     identity = feature_set.identity
-    wanted: dict[Role, tuple[BackboneRequest, str]] = {"words": (BackboneRequest(name="words"), "default")}
+    arms: dict[Role, tuple[BackboneRequest, str]] = {"words": (BackboneRequest(name="words"), "default")}
     if identity.preprocess.modality == "image":
-        wanted = {
+        arms = {
             "colours": (BackboneRequest(name="colours"), "default"),
             "pixels": (BackboneRequest(name=f"pixels:{PIXELS}"), "default"),
         }
@@ -95,20 +86,24 @@ def missing_arms(store: FeatureStore, feature_set: FeatureSet, source: ArmSource
         if opened_by_name(identity.backbone) is not None:
             choices = tuple(sorted(identity.preprocess.choices().items()))
             request = BackboneRequest(name=identity.backbone, init="random", preprocess=choices)
-            wanted["untrained"] = request, feature_set.tap
+            arms["untrained"] = request, feature_set.tap
+    # An untrained network of another architecture is no comparison for this one.
     there = {
         role_of(found)
         for found in store.feature_sets()
         if found.is_baseline or found.identity.architecture == feature_set.identity.architecture
     }
-    if not wanted.keys() - there:
+    if not arms.keys() - there:
         return []
-    inputs = source.inputs()
+    # Only now: a source may be large, or far away.
+    opened = open_source(source.path, text_column=source.text_column, id_column=source.id_column)
+    inputs = list(inputs_of(opened))
     found = [
         MissingArm(role, request, tap, _predicted_seconds(request, inputs))
-        for role, (request, tap) in wanted.items()
+        for role, (request, tap) in arms.items()
         if role not in there
     ]
+    # The quickest first: a budget then allows as many as it can.
     return sorted(found, key=lambda arm: arm.seconds)
 
 
@@ -134,6 +129,7 @@ def make_arms(
 
     deadline, left = time.monotonic() + 60 * minutes, {}
     for arm in arms:
+        # By the clock, not by a sum of predictions: arms before this one may have taken longer than was predicted.
         if time.monotonic() + arm.seconds > deadline:
             left[str(arm.role)] = round(arm.seconds, 3)
             continue
@@ -149,24 +145,6 @@ def make_arms(
     return left
 
 
-def check_minutes(minutes: float | None, source: str | Path | None) -> None:
-    """Raise `RequestError` where a budget is none, or where there is nothing to make arms of.
-
-    Parameters
-    ----------
-    minutes : float or None
-    source : path or None
-    """
-    if minutes is None:
-        return
-    if not 0 <= minutes < float("inf"):
-        raise RequestError(f"minutes must be 0 or more, got {minutes:g}")
-    if source is None:
-        raise RequestError(
-            "--minutes makes what is missing from the samples themselves; say with --source where they come from"
-        )
-
-
 def _predicted_seconds(request: BackboneRequest, inputs: Sequence[Input]) -> float:
     """Return how long a network takes for all inputs, told by a few of them spread over the source."""
     from featurecache.backbones.providers.hub_access import no_network
@@ -174,16 +152,19 @@ def _predicted_seconds(request: BackboneRequest, inputs: Sequence[Input]) -> flo
     from featurecache.extraction.modality import modality_of
 
     started = time.perf_counter()
+    # A budget of minutes is no consent to a download.
     with no_network():
         network = load_backbone(request)
     modality = modality_of(network.preprocess, network.tokenizer)
     start_up = time.perf_counter() - started
+    # Spread over the source: the files of one folder may all be small.
     some = [inputs[int(index)] for index in np.unique(np.linspace(0, len(inputs) - 1, _TRIED).astype(int))]
     started, arrays = time.perf_counter(), list[NDArray[np.generic]]()
     with modality.undisturbed():
         for item in some:
             try:
                 arrays.append(modality.load(item.read(modality.max_bytes)).arrays)
+            # The run that makes an arm reports them; here they take next to no time.
             except InputError:
                 continue
     if not arrays:

@@ -21,25 +21,12 @@ MapName = Literal["pca", "umap"]
 NUM_AXES = 50
 
 
-def unit_axes(X: NDArray[np.floating], count: int = NUM_AXES) -> Floats:
-    """Return the coordinates of samples on their main axes, scaled to length one, (n, k).
-
-    Parameters
-    ----------
-    X : ndarray (n, d)
-        Features.
-    count : int
-        Axes at most.
-    """
-    return unit_rows(main_axes(X, count))
-
-
 def unit_rows(coordinates: Floats) -> Floats:
     """Return coordinates (n, k) scaled to length one; rows of zeros stay as they are."""
     return np.asarray(coordinates / np.maximum(np.linalg.norm(coordinates, axis=1, keepdims=True), 1e-12))
 
 
-def main_axes(X: NDArray[np.floating], count: int) -> Floats:
+def main_axes(X: NDArray[np.floating], count: int = NUM_AXES) -> Floats:
     """Return the coordinates of samples on the principal axes of standardised features, (n, k); axes have a fixed sign.
 
     Parameters
@@ -53,7 +40,9 @@ def main_axes(X: NDArray[np.floating], count: int) -> Floats:
     rows = scaled(X)
     if not rows.any():
         return np.zeros((len(rows), 1))
+    # Centred rows span one axis less than there are rows.
     most = min(count, rows.shape[1], max(len(rows) - 1, 1))
+    # A randomized solver draws: with a fixed seed the same samples have the same axes.
     return np.asarray(PCA(most, svd_solver="randomized", random_state=0).fit_transform(rows), np.float64)
 
 
@@ -80,7 +69,7 @@ def plane_of(X: NDArray[np.floating], by: MapName = "pca", *, random_state: int 
         return plane if plane.shape[1] == 2 else np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
     if find_spec("umap") is None:
         raise MissingExtraError("umap-learn, which --map umap needs,", "map")
-    axes = main_axes(X, NUM_AXES)
+    axes = main_axes(X)
     with warnings.catch_warnings():
         # It has no TensorFlow, and a seed keeps it from using threads: both are as they should be.
         warnings.simplefilter("ignore")
@@ -105,5 +94,6 @@ def k_means(axes: Floats, count: int, *, random_state: int, num_starts: int = 1)
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
+        # Of fewer distinct samples than clusters it warns, and gives fewer: callers count what there is.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(count, n_init=num_starts, random_state=random_state).fit(axes)

@@ -21,15 +21,17 @@ class Commands:
     task : str
     source : path, optional
         Where the samples come from; the word ``SOURCE`` when left out.
+
+    Attributes
+    ----------
+    label : str
+        Gives samples other labels or splits.
     """
 
     def __init__(self, store: FeatureStore, task: str, source: str | Path | None = None) -> None:
         self._store, self._task = store, task
         self._source = "SOURCE" if source is None else str(source)
-
-    def label(self) -> str:
-        """Return the command that gives samples other labels or splits."""
-        return command_line("task", "add", self._store.path, self._task, "LABELS.csv", "--replace")
+        self.label = command_line("task", "add", store.path, task, "LABELS.csv", "--replace")
 
     def keep_copies_together(self) -> str:
         """Return the command that makes the task again with near-copies in one split and one fold."""
@@ -54,36 +56,37 @@ class Commands:
             "untrained": self._extract(feature_set.identity.backbone, "--init", "random", "--tap", feature_set.tap),
         }
 
-    def more_layers(self, feature_set: FeatureSet) -> str:
-        """Return the command that caches all blocks of a network in one pass."""
-        return self._extract(*self._network(feature_set), "--tap", "blocks")
+    def extract(self, feature_set: FeatureSet, tap: str, *options: str) -> str:
+        """Return the command that caches a tap of the network of a feature set; ``blocks``, all of its blocks.
 
-    def extract_tap(self, feature_set: FeatureSet, tap: str) -> str:
-        """Return the command that caches one more layer of a network, or trains on one that is cached."""
-        if tap == feature_set.tap:
-            return self.train(feature_set)
-        return self._extract(*self._network(feature_set), "--tap", tap)
+        Parameters
+        ----------
+        feature_set : FeatureSet
+        tap : str
+        *options : str
+            Further ones, such as those for views.
+        """
+        return self._extract(*self._network(feature_set), "--tap", tap, *options)
 
-    def views(self, feature_set: FeatureSet) -> str | None:
-        """Return the command that caches augmented views; None for texts, which have none."""
-        if feature_set.identity.preprocess.modality != "image":
-            return None
-        return self._extract(*self._network(feature_set), "--tap", feature_set.tap, "--views", "8")
+    def train(self, feature_set: FeatureSet, *, target_domain: str | None = None) -> str:
+        """Return the command that trains heads on one feature set and no other, adapted to a domain if one is named.
 
-    def train(self, feature_set: FeatureSet) -> str:
-        """Return the command that trains heads on one feature set and no other."""
-        return command_line(
-            "train", self._store.path, "--task", self._task, "--tap", feature_set.tap, *self._choice(feature_set)
-        )
-
-    def adapt(self, feature_set: FeatureSet, domain: str) -> str:
-        """Return the command that trains a head adapted to a target domain."""
-        options = ("--tap", feature_set.tap, *self._choice(feature_set), "--adapt", "auto", "--target-domain", domain)
-        return command_line("train", self._store.path, "--task", self._task, *options, "--save", "adapted")
+        Parameters
+        ----------
+        feature_set : FeatureSet
+        target_domain : str, optional
+        """
+        words = ["--task", self._task, "--tap", feature_set.tap, *self._choice(feature_set)]
+        if target_domain is not None:
+            # Adapting is asked for to predict new samples of the target: the head has to be kept for that.
+            words += ["--adapt", "auto", "--target-domain", target_domain, "--save", "adapted"]
+        return command_line("train", self._store.path, *words)
 
     def deeper(self, feature_set: FeatureSet) -> str:
         """Return the command that trains deeper layers, or the one that says where a network can be cut."""
         mine = [found for found in self._store.feature_sets() if found.fingerprint == feature_set.fingerprint]
+        # Layers are trained on cached activations; where there are none yet, the first step is to see where a network
+        # can be cut.
         if all(found.is_pooled for found in mine):
             return command_line("inspect", *self._network(feature_set), "--tails")
         options = ("--fingerprint", feature_set.fingerprint[:12], "--views", "0")
@@ -95,6 +98,7 @@ class Commands:
         sets, backbone = self._store.feature_sets(), feature_set.identity.backbone
         fingerprint = feature_set.fingerprint[:12]
         choices: tuple[dict[str, str], ...] = ({}, {"backbone": backbone}, {"fingerprint": fingerprint})
+        # One of several number types is chosen as `train` does it, so that the command means this set.
         for names in choices:
             found = prefer_wider(choose(sets, {"tap": feature_set.tap, **names}, 0))
             if [other.key for other in found] == [feature_set.key]:

@@ -57,27 +57,29 @@ def diagnosis_finding(
         By gap: what to run next.
     """
     others = dict(others or {})
-    bias = mean_difference(in_sample, groups)
-    gaps = {
-        "bias": (bias.mean, bias.low, bias.high, bias.error),
-        "variance": _gap(out_of_fold - in_sample, groups),
-    }
+    within = {"bias": mean_difference(in_sample, groups), "variance": mean_difference(out_of_fold - in_sample, groups)}
+    gaps = {name: (found.mean, found.low, found.high, found.error) for name, found in within.items()}
     if target is not None:
         gaps["mismatch"] = _gap_between((target, target_groups), (out_of_fold, groups))
-    judged = (target, target_groups) if target is not None else others.get("dev")
-    if judged is not None and "test" in others:
-        gaps["overfitting to dev"] = _gap_between(others["test"], judged)
-    errors = {"largest class": floor, "in sample": in_sample, "out of fold": out_of_fold}
-    tables = {name: _with_interval(values, groups) for name, values in errors.items()}
-    tables |= {name: _with_interval(*values) for name, values in others.items() if name != "test"}
-    tables |= {} if target is None else {target_name: _with_interval(target, target_groups)}
-    tables |= {"test": _with_interval(*others["test"])} if "test" in others else {}
+    # Test data are compared with what choices were made by: the target where there is one.
+    chosen_by = (target, target_groups) if target is not None else others.get("dev")
+    if chosen_by is not None and "test" in others:
+        gaps["overfitting to dev"] = _gap_between(others["test"], chosen_by)
+    errors = {"largest class": (floor, groups), "in sample": (in_sample, groups), "out of fold": (out_of_fold, groups)}
+    errors |= {name: values for name, values in others.items() if name != "test"}
+    errors |= {} if target is None else {target_name: (target, target_groups)}
+    errors |= {"test": others["test"]} if "test" in others else {}
+    means = {name: mean_difference(*values) for name, values in errors.items()}
     details = {
-        "errors": tables,
+        "errors": {
+            name: {"error": found.mean, "low": found.low, "high": found.high, "n": float(found.n)}
+            for name, found in means.items()
+        },
         "gaps": {name: {"gap": gap[0], "low": gap[1], "high": gap[2]} for name, gap in gaps.items()},
     }
     order = sorted(gaps, key=lambda name: -gaps[name][0])
     first, second = gaps[order[0]], gaps[order[1]]
+    # As of two independent gaps.
     exceeds = first[0] - second[0] > 1.96 * float(np.hypot(first[3], second[3]))
     shown = ", ".join(f"{name} {in_words(*gaps[name][:3])}" for name in order)
     n = len(out_of_fold) + (0 if target is None else len(target))
@@ -104,17 +106,9 @@ def _gap_between(later: ErrorsOf, earlier: ErrorsOf) -> tuple[float, float, floa
     """Return the difference of two mean errors of different rows, with its interval and standard error."""
     apart, before = mean_difference(*later), mean_difference(*earlier)
     difference, error = apart.mean - before.mean, float(np.hypot(apart.error, before.error))
+    # One of both has too few rows or groups for an interval.
     if not np.isfinite(error):
         return difference, -np.inf, np.inf, np.inf
+    # Degrees of freedom of the smaller one: an interval that is rather too wide.
     half = float(student_t.ppf(0.975, min(apart.num_units, before.num_units) - 1)) * error
     return difference, difference - half, difference + half, error
-
-
-def _gap(values: NDArray[np.float64], groups: NDArray[np.int64] | None) -> tuple[float, float, float, float]:
-    found = mean_difference(values, groups)
-    return found.mean, found.low, found.high, found.error
-
-
-def _with_interval(values: NDArray[np.float64], groups: NDArray[np.int64] | None) -> dict[str, float]:
-    found = mean_difference(values, groups)
-    return {"error": found.mean, "low": found.low, "high": found.high, "n": float(found.n)}

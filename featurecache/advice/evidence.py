@@ -6,7 +6,7 @@ architecture untrained, the pixels, the colours, of texts the words. All arms ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
@@ -35,6 +35,12 @@ Role = Literal["pretrained", "untrained", "pixels", "colours", "words"]
 MAX_ROWS = 3000
 """More rows are sampled: a figure of so many has an interval of two points, and a layer takes seconds."""
 FITTED = ("train", "validation")
+SCORE_NAMES: Mapping[TaskKind, str] = {
+    "classification": "accuracy",
+    "multilabel": "share of labels right",
+    "regression": "R2",
+}
+"""What the mean of `gains` is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +92,14 @@ class Evidence:
     arms: list[Arm]
     num_left_out: int = 0
 
-    @property
-    def kind(self) -> TaskKind:
-        """Of the task."""
-        return self.task.kind
-
     @cached_property
     def targets(self) -> Floats:
         """What a probe is fitted to, (n, n_outputs); what is not known is the mean of what is."""
-        return as_columns(self.y, self.kind, len(self.task.classes))
+        if self.task.kind == "classification":
+            return one_hot(self.y.astype(np.int64), len(self.task.classes))
+        columns = self.y.astype(np.float64)
+        columns = np.where(columns == UNKNOWN, np.nan, columns) if self.task.kind == "multilabel" else columns
+        return np.where(np.isnan(columns), np.nanmean(columns, axis=0), columns)
 
     def probe(self, arm: Arm, notes: Notes | None = None) -> Probe:
         """Fit a linear probe on an arm, or take up what is noted of it.
@@ -107,8 +112,9 @@ class Evidence:
         """
         if notes is None:
             return linear_probe(arm.features(), self.targets, self.folds)
+        # By content: for other rows, targets or folds there is another digest, and nothing is found.
         digest = self._digest(arm)
-        if (kept := _probe_of(notes.recall_probe(digest), self.targets.shape)) is not None:
+        if (kept := _probe_of(notes.recall(ProbeBody, digest), self.targets.shape)) is not None:
             return kept
         found = linear_probe(arm.features(), self.targets, self.folds)
         arrays = {"out_of_fold": found.out_of_fold, "in_sample": found.in_sample}
@@ -124,20 +130,10 @@ class Evidence:
         document = {
             "features": arm.feature_set.key,
             "rows": digest_bytes(rows + self.targets.astype("<f8").tobytes() + self.folds.astype("<i8").tobytes()),
+            # Other releases of the numerical libraries may round otherwise.
             "versions": installed_versions(COMPUTES),
         }
         return digest_json("probe", 1, document)
-
-    @cached_property
-    def floor(self) -> Floats:
-        """The gains of the prediction that looks at nothing, (n,): the largest class, or the mean."""
-        constant = np.broadcast_to(self.targets.mean(axis=0), self.targets.shape)
-        return gains(self.y, np.asarray(constant), self.kind)
-
-    @property
-    def score_name(self) -> str:
-        """What the mean of `gains` is."""
-        return {"classification": "accuracy", "multilabel": "share of labels right", "regression": "R2"}[self.kind]
 
 
 def _probe_of(kept: ProbeBody | None, shape: tuple[int, ...]) -> Probe | None:
@@ -145,28 +141,13 @@ def _probe_of(kept: ProbeBody | None, shape: tuple[int, ...]) -> Probe | None:
     if kept is None:
         return None
     try:
+        # A note may be damaged, or written by a stranger: what does not fit these rows is fitted again.
         out_of_fold, in_sample = kept.out_of_fold.read(), kept.in_sample.read()
     except ValueError:
         return None
     finite = np.isfinite(out_of_fold).all() and np.isfinite(in_sample).all() and np.isfinite(kept.penalty)
     fits = out_of_fold.shape == in_sample.shape == shape and out_of_fold.dtype == in_sample.dtype == np.float64
     return Probe(out_of_fold, in_sample, kept.penalty) if fits and finite and kept.penalty > 0 else None
-
-
-def as_columns(y: NDArray[np.float64] | NDArray[np.int64], kind: TaskKind, n_outputs: int) -> Floats:
-    """Return targets as columns to regress on.
-
-    Parameters
-    ----------
-    y : ndarray (n,), or (n, n_outputs)
-    kind : str
-    n_outputs : int
-    """
-    if kind == "classification":
-        return one_hot(y.astype(np.int64), n_outputs)
-    columns = y.astype(np.float64)
-    columns = np.where(columns == UNKNOWN, np.nan, columns) if kind == "multilabel" else columns
-    return np.where(np.isnan(columns), np.nanmean(columns, axis=0), columns)
 
 
 def gains(y: NDArray[np.float64] | NDArray[np.int64], predictions: Floats, kind: TaskKind) -> Floats:
@@ -182,10 +163,12 @@ def gains(y: NDArray[np.float64] | NDArray[np.int64], predictions: Floats, kind:
     if kind == "classification":
         return (predictions.argmax(axis=1) == y).astype(np.float64)
     if kind == "multilabel":
+        # A row counts once, however many of its labels are known.
         known = y != UNKNOWN
         right = ((predictions > 0.5) == (y == 1)) & known
         return np.asarray(right.sum(axis=1) / np.maximum(known.sum(axis=1), 1))
     known = np.isfinite(y)
+    # Each number counts by its own variance, whatever its unit.
     spread = np.nanvar(y, axis=0)
     errors = np.where(known, (predictions - y) ** 2, 0.0) / np.where(spread > 0, spread, 1.0)
     return np.asarray(1.0 - (errors * (len(y) / np.maximum(known.sum(axis=0), 1))).mean(axis=1))
@@ -228,13 +211,14 @@ def gather(
     """
     found = []
     for feature_set in sets:
-        parts = [task.rows(feature_set.open(), split) for split in filter(task.has, FITTED)]
-        found.append(tuple(map(np.concatenate, zip(*parts, strict=True))))
+        by_split = [task.rows(feature_set.open(), split) for split in filter(task.has, FITTED)]
+        found.append(tuple(map(np.concatenate, zip(*by_split, strict=True))))
     # A sample that is bad for one network is left out of all: arms are compared on the same rows.
     rows = reduce(partial(np.intersect1d, assume_unique=True), [of_set for of_set, _ in found])
     rows = rows if but_not is None else np.setdiff1d(rows, but_not)
     if not len(rows):
         raise TaskError(f"the features share no labelled samples of task {task.name!r} to compare them on")
+    # A row has the same target in all sets: those of the first stand for all.
     first, targets = found[0]
     order = np.argsort(first)
     y = targets[order[np.searchsorted(first[order], rows)]]
@@ -269,6 +253,7 @@ def sampled(count: int, groups: NDArray[np.int64] | None, max_rows: int, random_
     generator = np.random.default_rng(random_state)
     if groups is None:
         return np.sort(generator.permutation(count)[:max_rows])
+    # Groups in random order, as many as fit; where the first is larger than the limit, the first rows.
     numbers, of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = generator.permutation(len(numbers))
     fit = np.cumsum(sizes[order]) <= max_rows

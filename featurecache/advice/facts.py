@@ -27,4 +27,5 @@ def facts_of(store: FeatureStore, rows: Rows) -> dict[str, NDArray[np.float64]]:
         "type of the file": np.array([codes[suffix] for suffix in suffixes]),
         "depth of the folder": np.array([float(len(name.parts)) for name in names]),
     }
+    # What is the same for all files tells nothing.
     return {name: values for name, values in facts.items() if len(np.unique(values)) > 1}

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Question = Literal["soundness", "when", "what", "how", "more_data", "diagnosis", "adaptation", "structure"]
-QUESTIONS: tuple[str, ...] = tuple(question for question in get_args(Question) if question != "structure")
-"""About a task; structure is told without one."""
+Topic = Literal["soundness", "when", "what", "how", "more_data", "diagnosis", "adaptation", "structure"]
+TOPICS: tuple[str, ...] = tuple(topic for topic in get_args(Topic) if topic != "structure")
+"""Of findings about a task; structure needs none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class Finding:
         Plain values for programs.
     """
 
-    question: Question
+    question: Topic
     verdict: str
     text: str
     n: int
@@ -73,16 +73,17 @@ class Finding:
             "basis": self.basis,
             "next_command": self.next_command,
             "fatal": self.is_fatal,
-            "details": _finite(dict(self.details)),
+            "details": finite(dict(self.details)),
         }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return plain values with None for what is no finite number."""
+    # JSON has no infinity and no NaN: what Python writes for them is read by few others.
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -98,10 +99,10 @@ def summary(findings: Iterable[Finding], count: int = 3) -> list[str]:
     count : int
     """
     # What is doubtful about the features is a warning of its own already.
-    told = [finding for finding in findings if finding.verdict != "none found" and "warning" not in finding.details]
-    told.sort(key=lambda finding: (_urgency(finding), _ORDER.index(finding.question)))
+    shown = [finding for finding in findings if finding.verdict != "none found" and "warning" not in finding.details]
+    shown.sort(key=lambda finding: (_urgency(finding), _ORDER.index(finding.question)))
     return [
-        f"{finding.text}: {finding.next_command}" if finding.next_command else finding.text for finding in told[:count]
+        f"{finding.text}: {finding.next_command}" if finding.next_command else finding.text for finding in shown[:count]
     ]
 
 

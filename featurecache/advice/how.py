@@ -39,6 +39,7 @@ def depth_finding(
         That trains deeper.
     """
     found = mean_difference(in_sample, groups)
+    # An error is not below 0, though an interval of Student may be.
     interval = in_words(found.mean, max(found.low, 0.0), found.high)
     if found.high < _NEGLIGIBLE:
         verdict, command = "linear head", None

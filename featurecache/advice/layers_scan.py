@@ -113,16 +113,17 @@ def scan_layers(
     try:
         with modality.undisturbed():
             for outcome in run_pipeline(inputs, runtime, modality):
+                # A bad input has no features at any layer: its row is left out of all.
                 mine = [problem is None for problem in outcome.problems]
                 good += mine
-                for name, parts in found.items():
+                for name, batches in found.items():
                     features = outcome.features[name]
-                    parts.append(features.reshape(len(features), -1)[mine])
+                    batches.append(features.reshape(len(features), -1)[mine])
                 if progress is not None:
                     progress.advance(len(mine), bad=mine.count(False))
     finally:
         runtime.close()
-    return ScannedLayers(index[good], {name: np.concatenate(parts) for name, parts in found.items()})
+    return ScannedLayers(index[good], {name: np.concatenate(batches) for name, batches in found.items()})
 
 
 def keep_layers(
@@ -146,6 +147,7 @@ def keep_layers(
     from featurecache.extraction.extract import run_extraction
     from featurecache.extraction.reproduction import agreed_request
 
+    # A record names code and weights; whether they are run or fetched is for the caller to say.
     request = agreed_request(
         feature_set.identity.plain,
         feature_set.about.weights_source,
@@ -169,10 +171,12 @@ def _inputs(store: FeatureStore, evidence: Evidence, index: NDArray[np.int64], s
     if (listing := store.listings.load(opened.key)) is None:
         raise RequestError(f"{store.path} holds no samples from {opened.key}; name the source that it was made of")
     rows = evidence.rows[index]
+    # Layers are compared with the default tap on the same samples, or not at all.
     if not (held := np.isin(rows, listing.unique_rows)).all():
         raise RequestError(
             f"{opened.key} does not hold {np.count_nonzero(~held)} of the {len(rows)} samples to be scanned; name the "
             "source that holds all of the task, or leave --layers-scan out"
         )
     ids, names = store.samples.ids[rows], listing.paths_of(rows)
+    # By their ids: a file that was edited since is another sample than the one with the label.
     return [Input(opened, name, id=sample.tobytes().hex()) for name, sample in zip(names, ids, strict=True)]

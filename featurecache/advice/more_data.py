@@ -80,6 +80,7 @@ def learning_curve(
     generator = np.random.default_rng(random_state)
     numbers = np.unique(folds)
     largest = min(int(np.sum(folds != number)) for number in numbers)
+    # By a constant factor: a power law is a straight line on logarithmic axes.
     sizes = np.unique(np.geomspace(min(_SMALLEST, largest), largest, _NUM_SIZES).astype(np.int64))
     errors = np.empty((len(sizes), num_seeds))
     for seed in range(num_seeds):
@@ -98,6 +99,7 @@ def _drawn(
     if groups is None:
         return generator.permutation(rows)
     order = generator.permutation(np.unique(groups[rows]))
+    # Whole groups in random order: whatever the size, it cuts one group at most.
     rank = np.empty(int(groups.max()) + 1, np.int64)
     rank[order] = np.arange(len(order))
     return rows[np.argsort(rank[groups[rows]], kind="stable")]
@@ -131,6 +133,7 @@ def more_data_finding(curve: LearningCurve, *, score: str = "accuracy", n: int, 
     details = {"sizes": sizes.tolist(), "errors": errors.mean(axis=1).tolist()}
     basis = f"learning curve of a linear probe, {errors.shape[1]} draws"
     answer = partial(Finding, question="more_data", n=n, basis=basis, details=details)
+    # A law with a floor has three parameters, and the back-test takes one size away.
     if len(sizes) < 5 or sizes[-1] < 5 * _SMALLEST:
         text = f"cannot tell whether more labels would help: needs about {5 * _SMALLEST} samples to fit on"
         return answer(verdict="cannot tell", text=text)
@@ -141,6 +144,7 @@ def more_data_finding(curve: LearningCurve, *, score: str = "accuracy", n: int, 
     low, high = float(np.quantile(doubled, 0.025)), float(np.quantile(doubled, 0.975))
     back = [_predict(sizes[:-1], errors[:-1].mean(axis=1)[None], sizes[-1], floor=floor)[0] for floor in laws]
     off = max(abs(float(predicted) - now) for predicted in back)
+    # As much wider as the last such prediction was off: a law that fits may still be the wrong one.
     low, high = max(low - off, 0.0), high + off
     middle = min(float(np.median(doubled)), now)  # no law says that more labels make a head worse
     details |= {"at": int(2 * sizes[-1]), "predicted": middle, "back_test_error": off, "error_now": now}
@@ -173,6 +177,7 @@ def _predict(sizes: NDArray[np.int64], errors: Floats, at: float, *, floor: bool
         basis = sizes.astype(np.float64) ** -exponent
         columns = np.stack([np.ones_like(basis), basis], axis=1) if floor else basis[:, None]
         new = np.array([1.0, at**-exponent]) if floor else np.array([at**-exponent])
+        # With its exponent given, a law is linear: one matrix fits all draws at once.
         coefficients = np.linalg.pinv(columns * weights[:, None]) @ (errors * weights).T
         squared = np.sum((weights * (columns @ coefficients - errors.T).T) ** 2, axis=1)
         better = (squared < best) & (coefficients >= 0).all(axis=0)

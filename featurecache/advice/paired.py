@@ -58,8 +58,10 @@ def mean_difference(
     count = n if groups is None else len(np.unique(groups))
     if count < LEAST_GROUPS:
         return Difference(mean, -np.inf, np.inf, np.inf, n, count, np.inf)
+    # Of differences that are all 0, the largest that a score can have.
     largest = float(np.abs(values).max()) or 1.0
     squares = standard_error(values, groups) ** 2 + (largest / n) ** 2
+    # As of a sample: the variance of few units is too small by that factor.
     error = float(np.sqrt(count / (count - 1) * squares))
     critical = float(student_t.ppf(0.5 + level / 2, count - 1))
     detectable = (critical + float(student_t.ppf(POWER, count - 1))) * error

@@ -88,6 +88,7 @@ def linear_probe(X: NDArray[np.floating], Y: Floats, folds: NDArray[np.int64]) -
 def _axes(rows: Floats) -> tuple[Floats, Floats]:
     """Return the left singular vectors (n, r) of centred rows, and the squares of the singular values."""
     n, d = rows.shape
+    # By the smaller of the two Gram matrices: both have the same eigenvalues.
     if n <= d:
         values, vectors = linalg.eigh(rows @ rows.T)
     else:

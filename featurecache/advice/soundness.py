@@ -14,11 +14,12 @@ from featurecache.advice.paired import mean_difference
 from featurecache.advice.probe import Floats, linear_probe
 from featurecache.evaluation.near_copies import NearCopies
 
-LEAST_JUDGED = 5
-"""Rows of a class in a split that is judged by; with fewer, its recall is anything."""
+LEAST_ROWS = 5
+"""Of a class in a split for evaluation; with fewer, its recall is anything."""
 LEAST_GROUPS = 20
-_GOOD_PART = 0.25
+_LEAST_SHARE = 0.25
 """Of what features gain over the largest class: facts that explain less explain little."""
+# Each of many copies of one image is a pair with each other: there may be millions.
 _MOST_PAIRS = 50
 
 
@@ -39,20 +40,26 @@ def count_findings(
     commands, findings = commands or {}, []
     names = list(next(iter(counts.values()), {}))
     total = sum(sum(of_split.values()) for of_split in counts.values())
+    # Nothing is evaluated on the train split.
     for split in (split for split in ("validation", "test") if split in counts):
         missing = [name for name in names if counts[split].get(name, 0) == 0]
-        few = [name for name in names if 0 < counts[split].get(name, 0) < LEAST_JUDGED]
+        few = [name for name in names if 0 < counts[split].get(name, 0) < LEAST_ROWS]
         if missing or few:
-            parts = [f"no sample of {_listed(missing)}"] if missing else []
-            parts += [f"fewer than {LEAST_JUDGED} of {_listed(few)}"] if few else []
+            # Of a thousand classes a sentence names five; all of them are in the details.
+            lacks = [
+                f"{what} of {', '.join(of[:5])}" + (f" and {len(of) - 5} more" if len(of) > 5 else "")
+                for what, of in (("no sample", missing), (f"fewer than {LEAST_ROWS}", few))
+                if of
+            ]
             findings.append(
                 Finding(
                     question="soundness",
                     verdict="classes missing" if missing else "few samples",
-                    text=f"the {split} split has {' and '.join(parts)}: figures say nothing of these classes",
+                    text=f"the {split} split has {' and '.join(lacks)}: figures say nothing of these classes",
                     n=sum(counts[split].values()),
                     basis=f"counts of the {split} split",
                     next_command=commands.get("label"),
+                    # Where a single class is left, any constant prediction is right.
                     is_fatal=bool(missing) and len(missing) == len(names) - 1,
                     details={"missing": missing, "few": few, "split": split},
                 )
@@ -118,6 +125,7 @@ def copies_finding(
     if not len(copies.pairs):
         text = f"no near-copies found by features (pairs above {copies.threshold:.2f})"
         return Finding(question="soundness", verdict="none found", text=text, n=n, basis=basis, details=details)
+    # By groups of copies, which are right or wrong together.
     found = mean_difference(gains_as_they_are - gains_kept_together, copies.group[: len(gains_as_they_are)])
     num_samples = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
     text = (
@@ -192,7 +200,7 @@ def shortcut_finding(
         f"facts that are not the picture are right in {right['all of them'].mean():.3f} (largest class "
         f"{floor.mean():.3f}), {min(share, 1):.0%} of what the features gain over it"
     )
-    if share < _GOOD_PART:
+    if share < _LEAST_SHARE:
         return answer(verdict="none found", text=f"no shortcut found: {text}")
     text = f"{worst} alone tells the classes: {text}"
     # Not fatal: a file may be larger because there is more to see in it.
@@ -202,6 +210,7 @@ def shortcut_finding(
 def _right_by_facts(facts: Floats, y: NDArray[np.int64], folds: NDArray[np.int64]) -> Floats:
     from sklearn.tree import DecisionTreeClassifier
 
+    # A small tree instead of a forest: a shortcut is a simple rule.
     right, tree = np.zeros(len(y)), DecisionTreeClassifier(max_leaf_nodes=16, min_samples_leaf=5, random_state=0)
     for number in np.unique(folds):
         held_out = folds == number
@@ -232,6 +241,7 @@ def label_finding(
     """
     from cleanlab.filter import find_label_issues
 
+    # The least probable first: people check some, not all.
     issues = find_label_issues(y, proba, return_indices_ranked_by="self_confidence", n_jobs=1)
     listed = [
         {
@@ -289,7 +299,3 @@ def gains_with_copies_together(
     for number, (_, held_out) in enumerate(splitter.split(Y, None, group)):
         folds[held_out] = number
     return np.asarray(gains_of(linear_probe(X, Y, folds).out_of_fold))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.advice.axes import NUM_AXES, MapName, k_means, main_axes, plane_of, unit_axes, unit_rows
-from featurecache.advice.finding import Finding, Question
-from featurecache.advice.labelling import typical_samples
+from featurecache.advice.active_learning import typical_samples
+from featurecache.advice.axes import MapName, k_means, main_axes, plane_of, unit_rows
+from featurecache.advice.finding import Finding, Topic
 from featurecache.advice.probe import Floats
 from featurecache.advice.soundness import pairs_of
 from featurecache.evaluation.near_copies import NearCopies, near_copies
@@ -66,14 +66,16 @@ def stable_clusters(X: NDArray[np.floating], *, random_state: int = 0) -> Cluste
         Features.
     random_state : int
     """
-    coordinates = main_axes(X, NUM_AXES)
+    coordinates = main_axes(X)
     axes, able = unit_rows(coordinates), list[tuple[float, Clusters]]()
+    # Ten samples for each cluster on average, so that both halves have some of it.
     for count in range(2, min(_MOST_CLUSTERS, len(axes) // 10) + 1):
         again = _stability(axes, count, random_state)
         if again.mean() >= _LEAST_STABILITY:
             cluster, separation = _separation(axes, count, random_state)
             found = Clusters(cluster, float(again.mean()), float(again.min()), float(again.max()))
             able.append((separation, found))
+    # A reference is drawn and clustered five times for each: only the best separated are worth that.
     for separation, found in sorted(able, key=lambda pair: -pair[0])[:_MOST_COMPARED]:
         generator, spread = np.random.default_rng(random_state), coordinates.std(axis=0)
         references = (unit_rows(generator.normal(size=coordinates.shape) * spread) for _ in range(_REPEATS))
@@ -103,6 +105,7 @@ def _stability(axes: Floats, count: int, random_state: int) -> Floats:
         first, second = (
             k_means(axes[rows], count, random_state=repeat, num_starts=3) for rows in (order[:half], order[half:])
         )
+        # Either half assigns all samples by its centres, so that both clusterings are of the same samples.
         alike[repeat] = adjusted_rand_score(first.predict(axes), second.predict(axes))
         if repeat == 1 and alike[:2].mean() < _LEAST_STABILITY - 0.2:
             return alike[:2]  # three more would not mend it
@@ -131,7 +134,7 @@ def structure_findings(
         As for `plane_of`.
     random_state : int
     """
-    axes = unit_axes(X)
+    axes = unit_rows(main_axes(X))
     clusters = stable_clusters(X, random_state=random_state)
     copies = near_copies(X)
     findings = [
@@ -175,6 +178,7 @@ def _copies_finding(copies: NearCopies, names: Sequence[str], name: str) -> Find
 
 def _clusters_finding(clusters: Clusters, plane: Floats, map_by: MapName, names: Sequence[str], name: str) -> Finding:
     n, sizes = len(plane), np.bincount(clusters.of_sample).tolist()
+    # Four digits are enough for a drawing of 2,000 points, which all go into the document.
     points = [
         {"name": names[row], "x": round(float(x), 4), "y": round(float(y), 4), "cluster": int(clusters.of_sample[row])}
         for row, (x, y) in enumerate(plane)
@@ -209,7 +213,7 @@ def outliers_finding(
     name: str,
     group: NDArray[np.int64],
     *,
-    question: Question = "structure",
+    question: Topic = "structure",
 ) -> Finding | None:
     """List the samples that are far from all others; None of fewer than 25 that are no near-copies.
 

@@ -76,6 +76,7 @@ def log_me(X: NDArray[np.floating], Y: Floats) -> float | None:
     if not rows.any() or not Y.shape[1]:
         return None
     left, singular, _ = linalg.svd(rows, full_matrices=False)
+    # Below it there is only rounding.
     kept = singular > 1e-10 * max(float(singular[0]), 1e-300)
     left, squares = left[:, kept], singular[kept] ** 2
     projected = left.T @ Y
@@ -93,6 +94,7 @@ def _evidence(squares: Floats, projected: Floats, y: Floats) -> float:
         residual = float(np.sum(((1 - shrink) * projected) ** 2)) + outside
         effective = float(shrink.sum())
         before = alpha, beta
+        # What features explain wholly, or not at all, has a precision without bound.
         alpha, beta = effective / max(weight, 1e-12), (n - effective) / max(residual, 1e-12)
         if abs(alpha - before[0]) < _TOLERANCE * alpha and abs(beta - before[1]) < _TOLERANCE * beta:
             break
@@ -132,8 +134,10 @@ def h_score(X: NDArray[np.floating], y: NDArray[np.int64]) -> float:
     # trace((a S + b I)^-1 M' P M) without a matrix of all features: S = R'R / n.
     weighted = means * np.sqrt(shares)[:, None]
     ridge = shrinkage * middle
+    # Of many rows the covariance is hardly shrunk, and may be singular.
     if ridge < 1e-12 * middle:
         ridge = 1e-12 * middle
+    # The smaller of two systems (Woodbury).
     if n <= d:
         inner = linalg.solve(
             np.eye(n) * ridge + (1 - shrinkage) / n * (rows @ rows.T), rows @ weighted.T, assume_a="pos"
@@ -141,4 +145,5 @@ def h_score(X: NDArray[np.floating], y: NDArray[np.int64]) -> float:
         solved = (weighted.T - (1 - shrinkage) / n * (rows.T @ inner)) / ridge
     else:
         solved = linalg.solve(np.eye(d) * ridge + (1 - shrinkage) / n * (rows.T @ rows), weighted.T, assume_a="pos")
+    # Rounding may leave the range that it has by definition.
     return float(min(max(np.sum(weighted.T * solved), 0.0), len(classes) - 1.0))

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featurecache.advice.axes import MapName, unit_axes
+from featurecache.advice.active_learning import label_next_finding, typical_samples
+from featurecache.advice.axes import MapName, main_axes, unit_rows
 from featurecache.advice.evidence import role_of
 from featurecache.advice.finding import Finding
-from featurecache.advice.labelling import label_next_finding, typical_samples
 from featurecache.advice.structure import MAX_ROWS, structure_findings
 from featurecache.errors import RequestError, command_line
 from featurecache.evaluation.near_copies import near_copies
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
-from featurecache.store.features import Features
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
+# Each is compared with all others, which takes the square of so many.
 _MOST_COMPARED = 30_000
 _MOST_CANDIDATES = 20_000
 """Samples without a label that are chosen from; more are sampled."""
@@ -56,7 +56,9 @@ def unlabelled_findings(
     """
     feature_set = default_set(store, sets)
     features = feature_set.open()
-    rows = some_rows(_usable_rows(store, features), MAX_ROWS if count is None else _MOST_CANDIDATES, random_state)
+    rows = some_rows(
+        features.rows[features.usable(features.rows)], MAX_ROWS if count is None else _MOST_CANDIDATES, random_state
+    )
     if structure and len(rows) < 20:
         raise RequestError(f"{store.path} holds {len(rows)} samples with features; structure takes 20 at least")
     name = f"{feature_set.tap} of {feature_set.identity.backbone}"
@@ -67,7 +69,7 @@ def unlabelled_findings(
         some_names = [names[index] for index in some]
         found += structure_findings(X[some], some_names, name=name, map_by=map_by, random_state=random_state)
     if count is not None:
-        chosen = typical_samples(unit_axes(X), np.empty(0, np.int64), count, random_state=random_state)
+        chosen = typical_samples(unit_rows(main_axes(X)), np.empty(0, np.int64), count, random_state=random_state)
         command = command_line("task", "add", store.path, "TASK", "LABELS.csv")
         names = [names[index] for index in chosen]
         found.append(label_next_finding(names, 0, 0, len(rows), next_command=command))
@@ -87,13 +89,14 @@ def near_copy_groups(store: FeatureStore) -> dict[int, str]:
         A cache without pooled features of a pretrained network, or with too many samples to compare all.
     """
     feature_set = default_set(store)
-    rows = _usable_rows(store, feature_set.open())
+    features = feature_set.open()
+    rows = features.rows[features.usable(features.rows)]
     if len(rows) > _MOST_COMPARED:
         raise RequestError(
             f"{len(rows):,} samples are too many to compare each with all others (at most {_MOST_COMPARED:,}); name "
             "what belongs together with --group-column"
         )
-    copies = near_copies(read_views(feature_set.open(), rows)[:, 0])
+    copies = near_copies(read_views(features, rows)[:, 0])
     sizes = np.bincount(copies.group)
     # By content, so that the groups of the same samples have the same names in every cache.
     first: dict[int, str] = {}
@@ -118,7 +121,8 @@ def rows_without_label(store: FeatureStore, task: Task, feature_set: FeatureSet,
     RequestError
         There are none.
     """
-    rows = np.setdiff1d(_usable_rows(store, feature_set.open()), store.samples.rows_of(task.ids))
+    features = feature_set.open()
+    rows = np.setdiff1d(features.rows[features.usable(features.rows)], store.samples.rows_of(task.ids))
     if not len(rows):
         backbone = feature_set.identity.backbone
         raise RequestError(
@@ -147,8 +151,3 @@ def default_set(store: FeatureStore, sets: Sequence[FeatureSet] | None = None) -
     if not able:
         raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
     return next((each for each in able if each.tap.startswith("pre_logits")), able[0])
-
-
-def _usable_rows(store: FeatureStore, features: Features) -> Rows:
-    rows = np.arange(len(store.samples))
-    return rows[features.usable(rows)]

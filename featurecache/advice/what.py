@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.advice.finding import Finding
+from featurecache.advice.finding import Finding, finite
 from featurecache.evaluation.chosen_score import chosen_score
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.measure import Measure
@@ -76,6 +76,7 @@ def features_finding(
         able,
         key=lambda i: (candidates[i].num_parameters, candidates[i].order, candidates[i].num_bytes, -scores[i]),
     )
+    # The best of several looks better than it is, by having been chosen.
     corrected = chosen_score(measure, y, list(predictions), groups) if len(predictions) > 1 else None
     text = _recommendation(candidates, scores, able, best, cheapest)
     ranking = _ranking(candidates, scores, compared, best)
@@ -90,8 +91,8 @@ def features_finding(
         verdict="one set" if len(candidates) == 1 else "best" if able == [best] else "recommended",
         text=text,
         figure=float(scores[best]) if corrected is None else corrected.corrected,
-        low=None if corrected is None else _finite(corrected.low),
-        high=None if corrected is None else _finite(corrected.high),
+        low=None if corrected is None else corrected.low,
+        high=None if corrected is None else corrected.high,
         n=len(y),
         basis=f"{measure.primary.replace('_', ' ')} of a linear probe out of fold on {len(candidates)} feature sets; "
         "verdicts hold for the whole table, and the figure is corrected for the choice",
@@ -134,8 +135,8 @@ def _ranking(
                 "name": candidate.name,
                 "score": float(scores[index]),
                 "difference": 0.0 if is_best else found.difference,
-                "low": None if is_best else _finite(found.low),
-                "high": None if is_best else _finite(found.high),
+                "low": None if is_best else finite(found.low),
+                "high": None if is_best else finite(found.high),
                 "verdict": "best" if is_best else found.verdict,
                 **candidate.promises,
                 "num_parameters": candidate.num_parameters,
@@ -157,14 +158,11 @@ def _choices_by_promise(ranking: list[dict[str, Any]]) -> dict[str, dict[str, An
     return found
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
-
-
 def depth_of(tap: str) -> tuple[Any, ...]:
     """Return a key that sorts the taps of one network by depth, as far as their names tell."""
     node = tap.partition(":")[0]
     if node == "pre_logits":
         return (1,)
-    parts = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in node.replace("_", ".").split(".")]
-    return (0, *parts)
+    # By numbers where there are numbers: blocks.10 lies deeper than blocks.9.
+    words = [(0, int(word), "") if word.isdecimal() else (1, 0, word) for word in node.replace("_", ".").split(".")]
+    return (0, *words)

@@ -49,12 +49,6 @@ class Backbone:
     """Pooling of tokens that the weights were trained with, where that is known."""
 
 
-def freeze(module: nn.Module) -> None:
-    """Switch a network to eval mode and stop gradients at its parameters, in place."""
-    module.eval()
-    module.requires_grad_(False)
-
-
 def copy_sharing_tensors(module: nn.Module) -> nn.Module:
     """Copy the tree of a module; its parameters and buffers are shared with the original."""
     tensors = [*module.parameters(), *module.buffers()]

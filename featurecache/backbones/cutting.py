@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from featurecache.backbones.backbone import Backbone, copy_sharing_tensors, freeze
+from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
 from featurecache.backbones.depth import depth_groups
 from featurecache.backbones.dry_run import (
     INPUT,
@@ -172,27 +172,28 @@ def valid_cuts(backbone: Backbone, seen: DryRun | None = None) -> list[CutInfo]:
     """
     seen, end = seen or dry_run(backbone, with_costs=True), _end_of(backbone)
     flops_until_end = seen.flops[layer_of(end, seen.modules) or end]
-    return [_describe(found, seen.flops, flops_until_end) for found in each_cut(backbone, seen)]
+    infos = []
+    for found in each_cut(backbone, seen):
+        before = seen.flops[found.tap.node]
+        after = flops_until_end - before
+        infos.append(
+            CutInfo(
+                tap=found.tap.name,
+                shape=found.tap.shape,
+                num_trainable=found.num_trainable,
+                bytes_float16=bytes_per_sample(found.tap),
+                bytes_float32=bytes_per_sample(found.tap, itemsize=4),
+                flops_before=before,
+                flops_after=after,
+                speedup=(before + _TRAINING_PASSES * after) / (_TRAINING_PASSES * after) if after else None,
+            )
+        )
+    return infos
 
 
 def _end_of(backbone: Backbone) -> str:
     """Return the node of the features that heads on the last layer have: where the rest of a network ends."""
     return (backbone.default.tap or PRE_LOGITS).partition(":")[0]
-
-
-def _describe(found: Cut, flops: Mapping[str, int], flops_until_end: int) -> CutInfo:
-    before = flops[found.tap.node]
-    after = flops_until_end - before
-    return CutInfo(
-        tap=found.tap.name,
-        shape=found.tap.shape,
-        num_trainable=found.num_trainable,
-        bytes_float16=bytes_per_sample(found.tap),
-        bytes_float32=bytes_per_sample(found.tap, itemsize=4),
-        flops_before=before,
-        flops_after=after,
-        speedup=(before + _TRAINING_PASSES * after) / (_TRAINING_PASSES * after) if after else None,
-    )
 
 
 def _unpooled(backbone: Backbone, seen: DryRun, name: str) -> Tap:
@@ -252,8 +253,7 @@ def _cut(
     if not trainable:
         raise UncuttableError("no parameters come after it; cache it pooled and train a head")
     # A copy of its own: training the tail must leave the backbone as the cache knows it.
-    tail = copy.deepcopy(rest)
-    freeze(tail)
+    tail = copy.deepcopy(rest).eval().requires_grad_(False)
     expected = outputs[_WHOLE if is_joined else _end_of(backbone)]
     _try(tail, outputs[tap.node], expected)
     for name in trainable:
@@ -295,7 +295,7 @@ def _follow(backbone: Backbone, network: nn.Module, node: str, *, training: bool
         else:
             end = trace.output() if is_joined or last == PRE_LOGITS else trace.calls_of(last)[-1]
         assert isinstance(end, fx.Node)
-        start = trace.input() if node == INPUT else trace.calls_of(node)[-1]
+        start = trace.input if node == INPUT else trace.calls_of(node)[-1]
         return _Rest(trace, start, trace.between(start, end), is_joined)
     except UncuttableError:
         raise

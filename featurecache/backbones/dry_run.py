@@ -88,7 +88,12 @@ def dry_run(backbone: Backbone, *, with_costs: bool = False) -> DryRun:
     with_costs
         Count operations with torch's counter, which takes several times as long.
     """
-    seen, counter = DryRun(modules=node_modules(backbone)), _new_counter() if with_costs else None
+    seen, counter = DryRun(modules=node_modules(backbone)), None
+    if with_costs:
+        # Late: it brings decompositions of all operators, which an extraction has no use for.
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counter = FlopCounterMode(display=False)
     with ExitStack() as stack:
         # Hooks come off even where the pass fails: the network goes on to be used.
         for node, module in seen.modules.items():
@@ -102,13 +107,6 @@ def dry_run(backbone: Backbone, *, with_costs: bool = False) -> DryRun:
         with torch.inference_mode(), input_errors(backbone.name, backbone.preprocess):
             input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone))
     return seen
-
-
-def _new_counter() -> FlopCounterMode:
-    # Late: it brings decompositions of all operators, which an extraction has no use for.
-    from torch.utils.flop_counter import FlopCounterMode
-
-    return FlopCounterMode(display=False)
 
 
 @contextmanager

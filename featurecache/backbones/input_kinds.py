@@ -36,8 +36,8 @@ class InputKind:
     prepare: Callable[[Any], nn.Module]
     """From a batch of the loader to what `call` takes, on the device."""
     call: Callable[[nn.Module, Tensor], Any]
-    mask: Callable[[Tensor], Tensor | None]
-    """Which tokens are there (B, T); ``None`` where every input fills its array."""
+    mask: Callable[[Tensor], Tensor] | None
+    """Of a batch, which tokens are there (B, T); ``None`` where every input fills its array."""
     example: Callable[[Any, str | None, int], Tensor]
     """By preprocess, tokenizer and number: inputs as `call` takes them, the same each time, to try a network with."""
     sized: Callable[[Any], str]
@@ -81,11 +81,7 @@ def input_kind_of(preprocess: AnyPreprocess) -> InputKind:
 
 def is_text(preprocess: AnyPreprocess) -> bool:
     """Tell whether inputs are sequences of tokens that don't fill their arrays."""
-    return input_kind_of(preprocess).mask is not _all_there
-
-
-def _all_there(_: Tensor) -> None:
-    return None
+    return input_kind_of(preprocess).mask is not None
 
 
 def _token_mask(tokens_BT: Tensor) -> Tensor:
@@ -137,7 +133,7 @@ _KINDS: dict[type[Any], InputKind] = {
         axes="BHW3",
         prepare=Normalise,
         call=_call_with_images,
-        mask=_all_there,
+        mask=None,
         example=_example_images,
         sized=lambda preprocess: "images of {}x{} pixels".format(*preprocess.crop_shape[::-1]),
         advice="--crop and --resize set another size",

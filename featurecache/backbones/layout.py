@@ -33,7 +33,8 @@ def layout_of(backbone: Backbone, seen: DryRun, node: str) -> Layout | None:
     """
     shape = seen.per_sample(node)
     if is_text(backbone.preprocess):
-        return "text" if shape is not None and len(shape) == 2 and shape[0] == num_tokens(backbone) else "other"
+        (num_tokens,) = input_kind_of(backbone.preprocess).shape(backbone.preprocess)  # padding included
+        return "text" if shape is not None and len(shape) == 2 and shape[0] == num_tokens else "other"
     if shape is None or len(shape) not in (2, 3):
         return "other"
     modules = seen.modules
@@ -66,11 +67,6 @@ def prefix_tokens_at(backbone: Backbone, num_tokens: int) -> int | None:
         suspicious = any(is_square(num_tokens - extra) for extra in range(1, _MOST_UNKNOWN_PREFIX_TOKENS + 1))
         return None if suspicious else 0
     return num_prefix if num_tokens > num_prefix and is_square(num_tokens - num_prefix) else None
-
-
-def num_tokens(backbone: Backbone) -> int:
-    """Return how many tokens a text has in the network, padding included."""
-    return input_kind_of(backbone.preprocess).shape(backbone.preprocess)[0]
 
 
 def is_square(number: int) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -113,13 +112,19 @@ def pool(
     if layout == "text":
         assert mask_BT is not None
         return _pool_text(output, pooling, mask_BT[..., None])
+    if pooling in ("none", "flatten"):
+        return (output if pooling == "none" else output.flatten(1)).clone()
     if side := grid_side(pooling):
         return adaptive_avg_pool2d(_as_maps(output, layout, num_prefix_tokens), side)
-    return _POOL[pooling](output, layout, num_prefix_tokens)
-
-
-def _positions(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    return output[:, num_prefix_tokens:] if layout == "BTD" else output
+    positions, axes = output[:, num_prefix_tokens:] if layout == "BTD" else output, _AXES[layout]
+    if pooling == "gem":
+        return positions.clamp(min=GEM_EPS).pow(GEM_P).mean(dim=axes).pow(1 / GEM_P)
+    pooled = [output[:, 0].clone()] if pooling in ("cls", "cls+mean") else []
+    if pooling in ("avg", "mean", "avgmax", "cls+mean"):
+        pooled.append(positions.mean(dim=axes))
+    if pooling in ("max", "avgmax"):
+        pooled.append(torch.amax(positions, dim=axes))
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
 def _as_maps(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
@@ -132,30 +137,15 @@ def _as_maps(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
     return patches_BDT.unflatten(2, (math.isqrt(patches_BDT.shape[2]),) * 2)
 
 
-def _mean(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    return _positions(output, layout, num_prefix_tokens).mean(dim=_AXES[layout])
-
-
-def _max(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    return torch.amax(_positions(output, layout, num_prefix_tokens), dim=_AXES[layout])
-
-
-def _gem(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    powers = _positions(output, layout, num_prefix_tokens).clamp(min=GEM_EPS).pow(GEM_P)
-    return powers.mean(dim=_AXES[layout]).pow(1 / GEM_P)
-
-
-def _cls(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    return output[:, 0].clone()
-
-
 def _pool_text(tokens_BTD: Tensor, pooling: str, mask_BT1: Tensor) -> Tensor:
     # Not multiplied by zero: what stands at padding may be NaN.
     present_BTD = torch.where(mask_BT1, tokens_BTD, 0)
     # At least 1: the mask has the first token of each text, of padding as well.
     counts_B1 = mask_BT1.sum(dim=1)
-    if pooling in ("none", "flatten", "cls"):
-        return _POOL[pooling](present_BTD, "text", 0)
+    if pooling in ("none", "flatten"):
+        return present_BTD if pooling == "none" else present_BTD.flatten(1)
+    if pooling == "cls":
+        return present_BTD[:, 0].clone()
     mean_BD = present_BTD.sum(dim=1) / counts_B1
     if pooling == "mean":
         return mean_BD
@@ -167,16 +157,3 @@ def _pool_text(tokens_BTD: Tensor, pooling: str, mask_BT1: Tensor) -> Tensor:
     # Padding is never the largest, also where all else is negative; each text has its first token.
     largest_BD = torch.amax(torch.where(mask_BT1, tokens_BTD, -torch.inf), dim=1)
     return largest_BD if pooling == "max" else torch.cat([mean_BD, largest_BD], dim=1)
-
-
-_POOL: dict[str, Callable[[Tensor, Layout, int], Tensor]] = {
-    "avg": _mean,
-    "mean": _mean,
-    "max": _max,
-    "gem": _gem,
-    "cls": _cls,
-    "avgmax": lambda *output: torch.cat([_mean(*output), _max(*output)], dim=1),
-    "cls+mean": lambda *output: torch.cat([_cls(*output), _mean(*output)], dim=1),
-    "flatten": lambda output, *_: output.flatten(1).clone(),
-    "none": lambda output, *_: output.clone(),
-}

@@ -173,3 +173,24 @@ class Provider(Protocol):
         """Tell whether name, versions and weights file say everything about the network."""
         # Code can change without its name changing: who knows better says so.
         return False
+
+
+class PinnedProvider(Provider):
+    """A provider of networks about which name, versions of packages and weights file say everything.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Full names to list, for a provider of few.
+    """
+
+    # Not asked of the packages: where one is absent, its network is listed, so that the error can name the extra.
+    names: tuple[str, ...] = ()
+
+    def list_names(self) -> list[str]:
+        """Return every full backbone name, prefix included, whether or not it can be built here."""
+        return list(self.names)
+
+    def reproducible(self, name: str) -> bool:
+        """Tell that name, versions and weights file say everything about the network."""
+        return True

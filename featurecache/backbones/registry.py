@@ -122,7 +122,6 @@ def load_backbone(
     earlier
         One of `Backbone.earlier`: build the backbone that this request meant before a default changed.
     """
-    from featurecache.backbones import backbone as backbones
     from featurecache.backbones.weights.checkpoints import check_exists
     from featurecache.backbones.weights.loading import check_finite
 
@@ -145,7 +144,7 @@ def load_backbone(
     if request.init != "random":
         # Before it is frozen and digested: weights that hold NaN would become a fingerprint like any other.
         check_finite(provided.module, request.name if request.weights is None else str(request.weights))
-    backbones.freeze(provided.module)
+    provided.module.eval().requires_grad_(False)
     return _assemble(request, provided, notes, joined=provided.join is not None and not keep_classifier)
 
 

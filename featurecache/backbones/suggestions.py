@@ -8,7 +8,7 @@ is cut into four equal runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby, pairwise
 
@@ -30,18 +30,17 @@ _ACTIVATION_KINDS = {activation.__name__ for activation in _ACTIVATIONS}
 
 def suggested_nodes(backbone: Backbone, seen: DryRun) -> dict[str, list[str]]:
     """Return the nodes behind ``stages`` and ``blocks``, in the order in which they run."""
-    blocks = _settle(backbone, seen, _find_blocks(backbone.module))
-    blocks = blocks or _settle(backbone, seen, _find_activations(backbone.module))
+    blocks: list[str] = []
+    for nodes in (_find_blocks(backbone.module), _find_activations(backbone.module)):
+        found = {_tappable(backbone, seen, node) for node in nodes if seen.num_calls[node]} - {None}
+        blocks = sorted((node for node in found if node is not None), key=seen.order.__getitem__)
+        if blocks:
+            break
     return {"stages": _stage_ends(backbone, seen, blocks), "blocks": blocks}
 
 
-def _settle(backbone: Backbone, seen: DryRun, nodes: Iterable[str]) -> list[str]:
-    """Keep the nodes that run, each moved outwards until it gives one row of maps or tokens per image."""
-    found = {_tappable(backbone, seen, node) for node in nodes if seen.num_calls[node]} - {None}
-    return sorted((node for node in found if node is not None), key=seen.order.__getitem__)
-
-
 def _tappable(backbone: Backbone, seen: DryRun, node: str) -> str | None:
+    """Move a node outwards until it gives one row of maps or tokens per image; ``None`` where none does."""
     while node:
         rows = seen.num_calls[node] == 1 and len(seen.per_sample(node) or ()) in (2, 3)
         if rows and layout_of(backbone, seen, node) is not None:
@@ -77,8 +76,9 @@ def _is_stage(module: nn.Module) -> bool:
     if any(_holds_like_blocks(container) for container in (module, *containers)):
         return True
     # A stage may begin with a downsampling layer next to its sequence of blocks: the larger half decides.
-    half = _num_parameters(module) / 2
-    return any(_num_parameters(child) > half and _is_stage(child) for child in module.children())
+    sizes = {child: sum(parameter.numel() for parameter in child.parameters()) for child in module.children()}
+    half = sum(parameter.numel() for parameter in module.parameters()) / 2
+    return any(size > half and _is_stage(child) for child, size in sizes.items())
 
 
 def _holds_like_blocks(module: nn.Module) -> bool:
@@ -104,10 +104,6 @@ def class_name(module: nn.Module) -> str:
 def _num_products(module: nn.Module) -> int:
     """Count the matrices of weights. Class tokens and positions (one row), norms and scales (one column) are none."""
     return sum(p.ndim > 1 and p.shape[0] > 1 and p.numel() > p.shape[0] for p in module.parameters())
-
-
-def _num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _find_activations(module: nn.Module) -> Iterator[str]:

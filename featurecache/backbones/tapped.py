@@ -91,7 +91,8 @@ class TappedBackbone(nn.Module):
         kind = input_kind_of(self._backbone.preprocess)
         # An exception ends the pass early, and no tracer could record that.
         traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
-        catch = _Catch(self.taps, kind.mask(inputs), stop_early=not traced)
+        mask_BT = None if kind.mask is None else kind.mask(inputs)
+        catch = _Catch(self.taps, mask_BT, stop_early=not traced)
         with suppress(_DeepestTapSeen), watching(self._backbone, self._watched, catch.see):
             kind.call(self.network, inputs)
         return {tap.name: catch.features_of(tap) for tap in self.taps}

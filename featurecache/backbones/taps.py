@@ -16,7 +16,7 @@ from dataclasses import replace
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.determinism import check_determinism
 from featurecache.backbones.dry_run import PRE_LOGITS, DryRun, dry_run, layer_of
-from featurecache.backbones.input_kinds import input_kind_of, is_text
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.layout import is_square, layout_of, prefix_tokens_at
 from featurecache.backbones.pooling import POOLINGS, Layout, grid_side, is_pooling, pooled_shape, takes
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
@@ -167,17 +167,12 @@ def _usual_pooling(backbone: Backbone, layout: Layout | None, shape: tuple[int, 
     if layout == "text":
         return backbone.token_pooling or "mean"
     if layout == "BTD":
-        return "cls" if _has_class_token_at(backbone, shape[0]) else "mean"
+        # Before the class token is joined, as after a patch embedding, there is none.
+        return "cls" if backbone.has_class_token and prefix_tokens_at(backbone, shape[0]) else "mean"
     if layout == "other":
         # One position, as before a convolution over a sequence: channels are all there is.
         return "flatten" if len(shape) == 2 and 1 in shape else "none"
     return "avg"
-
-
-def _has_class_token_at(backbone: Backbone, num_tokens: int) -> bool:
-    if is_text(backbone.preprocess):
-        return backbone.has_class_token
-    return backbone.has_class_token and bool(prefix_tokens_at(backbone, num_tokens))
 
 
 def _misfit(backbone: Backbone, node: str, pooling: str, layout: Layout | None, shape: tuple[int, ...]) -> str | None:
@@ -190,23 +185,18 @@ def _misfit(backbone: Backbone, node: str, pooling: str, layout: Layout | None, 
         maps, tokens = "maps (channels, height, width)", "tokens (tokens, features)"
         both = tokens if "BCHW" not in layouts else maps if "BTD" not in layouts else f"{maps} or {tokens}"
         return f"{pooling} pools {both}, {node} gives {shape}"
+    side = shape[1]
     if layout in ("BTD", "text"):
-        return _token_misfit(backbone, node, pooling, shape[0])
-    return _grid_misfit(node, pooling, shape[1])
-
-
-def _token_misfit(backbone: Backbone, node: str, pooling: str, num_tokens: int) -> str | None:
-    num_prefix = prefix_tokens_at(backbone, num_tokens)
-    if num_prefix is None:
-        return f"{node} gives {num_tokens} tokens, not known how many are patches"
-    if "cls" in pooling and not _has_class_token_at(backbone, num_tokens):
-        return f"{node} has no class token"
-    if grid_side(pooling) and not is_square(num_tokens - num_prefix):
-        return f"{node} gives {num_tokens - num_prefix} patch tokens, which fill no square"
-    return _grid_misfit(node, pooling, round((num_tokens - num_prefix) ** 0.5))
-
-
-def _grid_misfit(node: str, pooling: str, side: int) -> str | None:
+        num_tokens = shape[0]
+        num_prefix = prefix_tokens_at(backbone, num_tokens)
+        if num_prefix is None:
+            return f"{node} gives {num_tokens} tokens, not known how many are patches"
+        # Of texts, the class token is one of the positions.
+        if "cls" in pooling and not (backbone.has_class_token and (layout == "text" or num_prefix)):
+            return f"{node} has no class token"
+        if grid_side(pooling) and not is_square(num_tokens - num_prefix):
+            return f"{node} gives {num_tokens - num_prefix} patch tokens, which fill no square"
+        side = round((num_tokens - num_prefix) ** 0.5)
     if (grid := grid_side(pooling)) and grid > side:
         return f"{node} has only {side}x{side} positions"
     return None

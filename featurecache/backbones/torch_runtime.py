@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ CPU_BATCH_SIZE = 4
 _GPU_BATCHES_AHEAD = 2
 _GPU_BATCH_SIZES, _WORTH_DOUBLING, _TRIAL_BATCHES = (32, 64, 128, 256, 512), 1.05, 6
 _TRIAL_SECONDS = 0.5
-T = TypeVar("T")
+# In messages of plain RuntimeErrors: torch's allocator for the CPU and cuBLAS have no class of their own for it.
+_SIGNS_OF_LACK_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Arithmetic of the forward pass, and what autocast is told."""
@@ -96,7 +97,7 @@ class TorchRuntime:
     def close(self) -> None:
         """See `Runtime.close`."""
         if self._streams is not None:
-            self._streams.close()
+            self._streams.pool.shutdown(wait=True, cancel_futures=True)
             self._streams = None
 
     def _try_batch_sizes(self, shape: tuple[int, ...]) -> int:
@@ -121,7 +122,7 @@ class TorchRuntime:
         try:
             for batch in batches:
                 self._kind.check(batch)
-                running.append(streams.submit(self._compute, batch))
+                running.append(streams.pool.submit(self._compute, streams.idle, batch))
                 # Twice as many as there are streams, so that none starves while the oldest result is waited for.
                 while running and (len(running) >= 2 * streams.count or running[0].done()):
                     yield running.popleft().result()
@@ -132,10 +133,15 @@ class TorchRuntime:
                 if not future.cancel():
                     future.exception()
 
-    def _compute(self, module: nn.Module, batch: np.ndarray) -> Features:
-        with torch.inference_mode(), self._arithmetic():
-            outputs = self._forward(module, torch.from_numpy(batch))
-        return self._named(outputs)
+    def _compute(self, idle: SimpleQueue[nn.Module], batch: np.ndarray) -> Features:
+        # A replica is lent to one batch at a time: hooks leave their results in the modules.
+        replica = idle.get()
+        try:
+            with torch.inference_mode(), self._arithmetic():
+                outputs = self._forward(replica, torch.from_numpy(batch))
+            return self._named(outputs)
+        finally:
+            idle.put(replica)
 
     def _map_on_device(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
         running: deque[_OnDevice] = deque()
@@ -173,7 +179,8 @@ class TorchRuntime:
                 chunks = [module(inputs[start : start + size]) for start in range(0, len(inputs), size)]
                 return chunks[0] if len(chunks) == 1 else [torch.cat(outputs) for outputs in zip(*chunks, strict=True)]
             except (RuntimeError, MemoryError) as error:
-                if not _is_lack_of_memory(error):
+                is_lack_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+                if not is_lack_of_memory and not any(sign in str(error) for sign in _SIGNS_OF_LACK_OF_MEMORY):
                     raise
                 if size == 1:
                     raise BackboneError(
@@ -229,48 +236,35 @@ def measured_rate(
     return num_batches * len(batch) / (perf_counter() - started)
 
 
+@dataclass(frozen=True)
 class _OnDevice:
     """A batch that a device is at."""
 
-    def __init__(self, outputs: Sequence[Tensor], done: torch.cuda.Event | None, *kept: Tensor) -> None:
-        self._outputs, self._done, self._kept = outputs, done, kept
+    outputs: Sequence[Tensor]
+    done: torch.cuda.Event | None
+    pinned: Tensor | None = None
+    """The inputs, held until they have been copied."""
 
     def fetch(self) -> list[Tensor]:
         """Wait for its features and return them, in the memory of the CPU."""
-        if self._done is not None:
-            self._done.synchronize()
-        return [output.cpu() for output in self._outputs]
+        if self.done is not None:
+            self.done.synchronize()
+        return [output.cpu() for output in self.outputs]
 
 
 class _Streams:
-    """Threads that each run a replica of a module on their share of the cores."""
+    """Threads, each with its share of the cores, and replicas of a module for them to run."""
 
     def __init__(self, module: Normalized, num_batches: int | None) -> None:
         cores = num_cores()
         replicas = _replicate(module, min(cores, num_batches or cores))
         self.count = len(replicas)
-        self._idle: SimpleQueue[nn.Module] = SimpleQueue()
-        # A replica is lent to one batch at a time: hooks leave their results in the modules.
+        self.idle: SimpleQueue[nn.Module] = SimpleQueue()
         for replica in replicas:
-            self._idle.put(replica)
-        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="forward")
+            self.idle.put(replica)
+        self.pool = ThreadPoolExecutor(self.count, thread_name_prefix="forward")
         # Without a limit each of the threads would start as many of its own as there are cores.
         self._take_cores(max(cores // self.count, 1))
-
-    def submit(self, work: Callable[[nn.Module, T], Any], item: T) -> Future[Any]:
-        """Have one of the threads do ``work(replica, item)``."""
-        return self._pool.submit(self._with_replica, work, item)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _with_replica(self, work: Callable[[nn.Module, T], Any], item: T) -> Any:
-        replica = self._idle.get()
-        try:
-            return work(replica, item)
-        finally:
-            self._idle.put(replica)
 
     def _take_cores(self, share: int) -> None:
         """Limit each thread to its cores. Torch keeps the number by thread, and the last one set for new threads."""
@@ -280,7 +274,7 @@ class _Streams:
             all_there.wait()
             torch.set_num_threads(share)
 
-        for future in [self._pool.submit(limit) for _ in range(self.count)]:
+        for future in [self.pool.submit(limit) for _ in range(self.count)]:
             future.result()
         torch.set_num_threads(before)
 
@@ -342,8 +336,3 @@ def _best_device() -> str:
         _log.warning("computing on Apple's GPU; --device cpu computes on the CPU")
         return "mps"
     return "cpu"
-
-
-def _is_lack_of_memory(error: BaseException) -> bool:
-    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)

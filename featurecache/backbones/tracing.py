@@ -56,7 +56,7 @@ class Trace:
         self._graph = self._follow({_PREFIX + path for path in through}, training=training)
         # Sizes are found by running it, and a norm in training mode would learn from that.
         self._whole.eval()
-        self._inputs = {node for node in self._graph.nodes if node.op == "placeholder"}
+        (self.input,) = (node for node in self._graph.nodes if node.op == "placeholder")
         self._sizes: dict[fx.Node, tuple[Any, Any]] | None = None
 
     def _follow(self, paths: Collection[str], *, training: bool) -> fx.Graph:
@@ -76,11 +76,6 @@ class Trace:
                     raise
                 decisions.append(bool(found[0]))
 
-    def input(self) -> fx.Node:
-        """Return what the network is handed."""
-        (node,) = self._inputs
-        return node
-
     def calls_of(self, path: str) -> list[fx.Node]:
         """Return the calls of a module, in their order."""
         return [node for node in self._graph.nodes if node.op == "call_module" and node.target == _PREFIX + path]
@@ -95,7 +90,8 @@ class Trace:
 
     def layers_before(self, node: fx.Node) -> dict[str, nn.Module | Tensor]:
         """Return the modules and single parameters that a value was made with, by path."""
-        return self._layers(_ancestors(node, set()))
+        paths = [str(node.target) for node in _ancestors(node, set()) if node.op in ("call_module", "get_attr")]
+        return {path.removeprefix(_PREFIX): operator.attrgetter(path)(self._whole) for path in paths}
 
     def between(self, start: fx.Node, end: fx.Node) -> fx.GraphModule:
         """Return the part that makes ``end`` from ``start``, with layers that the traced network shares.
@@ -107,7 +103,7 @@ class Trace:
         """
         starts = _starts(start)
         constants: dict[fx.Node, tuple[Any, Any]] = {}
-        if self._inputs & _ancestors(end, starts):
+        if self.input in _ancestors(end, starts):
             # Sizes are the one thing that may pass by the cut: the same for each image, or a multiple of the batch.
             after = _descendants(self._graph, starts)
             # A size that was made from the cut itself is computed there, and needs no constant.
@@ -118,9 +114,9 @@ class Trace:
 
     def _check(self, needed: set[fx.Node], starts: set[fx.Node], end: fx.Node) -> None:
         """Refuse a cut that leaves something out, and name what."""
-        if not self._inputs & needed:
+        if self.input not in needed:
             return
-        before = _descendants(self._graph, self._inputs) - _descendants(self._graph, starts)
+        before = _descendants(self._graph, {self.input}) - _descendants(self._graph, starts)
         for node in self._graph.nodes:
             if node in needed & before and (node is end or any(user in needed - before for user in node.users)):
                 raise UncuttableError(f"{_name(node)} is used after it as well")
@@ -134,6 +130,7 @@ class Trace:
         start = graph.call_method("clone", (activations,))
         length = graph.call_method("size", (activations, 0)) if constants else None
         copies: dict[fx.Node, Any] = {}
+        layers: dict[str, nn.Module | Tensor] = {}
         for node in needed:
             if node in starts:
                 copies[node] = start
@@ -142,15 +139,14 @@ class Trace:
             else:
                 # What stood for a node may be a plain number here, which `Graph.node_copy` does not take.
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
-                is_layer = node.op in ("call_module", "get_attr")
-                target = str(node.target).removeprefix(_PREFIX) if is_layer else node.target
+                target = node.target
+                if node.op in ("call_module", "get_attr"):
+                    path = str(node.target)
+                    target = path.removeprefix(_PREFIX)
+                    layers[target] = operator.attrgetter(path)(self._whole)
                 copies[node] = graph.create_node(node.op, target, args, kwargs, name=node.name)
         graph.output(copies[end])
-        return fx.GraphModule(self._layers(n for n in needed if n not in starts), graph, class_name="Tail")
-
-    def _layers(self, nodes: Iterable[fx.Node]) -> dict[str, nn.Module | Tensor]:
-        paths = [str(node.target) for node in nodes if node.op in ("call_module", "get_attr")]
-        return {path.removeprefix(_PREFIX): operator.attrgetter(path)(self._whole) for path in paths}
+        return fx.GraphModule(layers, graph, class_name="Tail")
 
     def _find_sizes(self) -> dict[fx.Node, tuple[Any, Any]]:
         if self._sizes is None:

@@ -23,8 +23,8 @@ _STARTED = time.monotonic()
 
 VERBS = (
     *("run", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export"),
-    *("export-features", "similar", "rm"),
-    *("backbones", "inspect", "verify", "repair", "gc", "convert", "doctor"),
+    *("export-features", "similar", "explore", "rm"),
+    *("backbones", "inspect", "verify", "repair", "gc", "convert", "doctor", "guide"),
 )
 
 _EXAMPLE = """\

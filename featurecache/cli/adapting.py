@@ -149,5 +149,5 @@ def _print_report(report: AdaptationReport) -> None:
             f"{source}: {chosen.method}; near neighbours there agree by {chosen.agreement.value:.3f} beyond chance, "
             f"with the source alone by {alone.agreement.value:.3f}"
         )
-    if report.num_labelled:
-        print_line(f"{report.num_labelled} of them have labels, by which nothing was chosen")
+    if report.num_labeled:
+        print_line(f"{report.num_labeled} of them have labels, by which nothing was chosen")

@@ -37,6 +37,7 @@ _EXTRAS = {
     "pyarrow": ("parquet", "tables of Parquet"),
     "cleanlab": ("labels", "labels that are probably wrong"),
     "umap-learn": ("map", "a map by neighbours, for `advise --unlabelled --map umap`"),
+    "embedding-atlas": ("explore", "a map of the samples in a browser, for `explore`"),
     "fsspec": ("remote", "folders behind URLs: s3://, memory://, zip://"),
     "datasets": ("datasets", "data sets of Hugging Face as sources"),
     "POT": ("adapt", "optimal transport, for `train --adapt`"),

@@ -21,11 +21,11 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List."""
-    from featurecache.store.overview import list_features
+    from featurecache.store.overview import describe_features
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(args.cache)
-    features, heads = list_features(store), store.head_names()
+    features, heads = [describe_features(s) for s in store.feature_sets()], store.head_names()
     if args.json:
         print_json({"samples": len(store.samples), "features": features, "tasks": store.task_names(), "heads": heads})
         return 0

@@ -28,7 +28,7 @@ from featurecache.specs import (
 
 if TYPE_CHECKING:
     from featurecache.evaluation.choosing import FeatureChoice
-    from featurecache.evaluation.search import HeadLike
+    from featurecache.evaluation.configuring import HeadLike
     from featurecache.extraction.recomputation import Inputs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Repair; status 1 when something is still missing or has come out different."""
-    from featurecache.store.repair import compare_set_aside, repair, summary
+    from featurecache.store.repair import compare_set_aside, repair
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(args.cache)
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         _recompute(FeatureStore.open(args.cache), args)
     recomputed = compare_set_aside(store)
     if args.json:
-        print_json(summary(repairs, recomputed))
+        print_json({"repairs": list(map(asdict, repairs)), "recomputed": list(map(asdict, recomputed))})
     else:
         if repairs:
             print_table(["where", "what", "action"], [[r.where, r.what, r.action] for r in repairs])

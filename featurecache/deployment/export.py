@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,11 +17,11 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
-from featurecache.deployment.exporting.format import FORMATS, Exported
+from featurecache.deployment.exporting.format import FORMATS, Converter, Exported
 from featurecache.deployment.exporting.network import ExportedNetwork, trace
 from featurecache.deployment.predict import check_features
 from featurecache.deployment.saved import SavedHead, open_head, with_layers
-from featurecache.errors import RequestError, RuntimeMismatchError, UnknownNameError, first_line
+from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, UnknownNameError, first_line
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import to_stored
 from featurecache.extraction.reproduction import reproduce_backbone
@@ -91,7 +93,10 @@ def export_head(
         raise RequestError(f"--opset {opset} is for ONNX files, and the format is {format}; leave --opset out")
     out, kind = Path(out), FORMATS[format]
     _check_path(out, format, replace=replace)
-    kind.check_packages()
+    # Before the network is loaded, which may take a minute.
+    for package in kind.packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(package, kind.extra)
     saved = open_head(head, agreed=layers)
     _check_head(saved, head)
     network = reproduce_backbone(
@@ -105,6 +110,7 @@ def export_head(
     )
     with_layers(saved, network, layers)
     (tap,) = resolve_taps(network, [saved.tap])
+    # The outputs of `predict` first: a machine that makes other features is refused before the long conversion.
     inputs, expected = _expected(saved, network, tap)
     whole = ExportedNetwork(network, tap, saved)
     program = trace(whole, torch.from_numpy(inputs), network.name)
@@ -112,8 +118,10 @@ def export_head(
     exported = Exported(network=whole, program=program, about=about)
     try:
         with (published_folder if kind.files else published)(out, replace=replace) as partial:
+            # Batches of two sizes: a program may have taken the size of its example for the only one.
             found = _write_and_run(exported, format, partial, [inputs, inputs[:1]])
             difference = _difference(found, [expected, expected[:1]])
+            # Not `>`: a NaN is no small difference.
             if not difference <= TOLERANCE:
                 raise RuntimeMismatchError(
                     f"{out} is not kept: as {format}, the network answers differently than here, by {difference:.1e} "
@@ -127,9 +135,10 @@ def export_head(
 def _write_and_run(exported: Exported, format: str, path: Path, batches: list[NDArray[Any]]) -> list[NDArray[Any]]:
     """Write, read back what was written, and return its outputs for some batches."""
     try:
-        FORMATS[format].write(exported, path)
-        predict = FORMATS[format].read(exported, path)
-        return [predict(batch) for batch in batches]
+        converter = cast("Converter", import_module(f"featurecache.deployment.exporting.{FORMATS[format].module}"))
+        converter.write(exported, path)
+        return converter.run(exported, path, batches)
+    # These say what to do already.
     except (MemoryError, RequestError):
         raise
     # Converters and runtimes fail in their own ways.
@@ -157,6 +166,7 @@ def _check_path(out: Path, format: str, *, replace: bool) -> None:
         raise RequestError(f"--out {out} is a folder; name a file")
     if kind.files and not out.is_dir():
         raise RequestError(f"--out {out} is a file; name a folder")
+    # A folder is replaced whole: nothing of somebody else's may go with it.
     if kind.files and (others := sorted({path.name for path in out.iterdir()} - set(kind.files))):
         raise RequestError(f"--out {out} holds {others[0]!r}, which is no part of such an export; name another place")
 
@@ -210,8 +220,7 @@ def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[st
         **_thresholds(saved),
         "input": {"name": name, "dtype": str(inputs.dtype), "shape": ["batch", *inputs.shape[1:]]},
         "output": {"name": output, "dtype": "float32", "shape": ["batch", len(saved.classes)]},
-        "preprocess": _preprocess(network.preprocess, network.tokenizer),
-        **_script(network.preprocess),
+        **_preprocess(network.preprocess, network.tokenizer),
         "backbone": network.name,
         "weights": saved.identity.weights,
         "architecture": saved.identity.architecture,
@@ -232,21 +241,18 @@ def _thresholds(saved: SavedHead) -> dict[str, Any]:
     return {"thresholds": dict(zip(names, saved.thresholds.values, strict=True))}
 
 
-def _script(preprocess: AnyPreprocess) -> dict[str, str]:
-    """Return the text of the script that makes inputs of image files by the preprocess."""
-    if not isinstance(preprocess, PreprocessSpec):
-        return {}
-    return {"prepare_images": Path(__file__).with_name("exporting").joinpath("prepare_images.py").read_text("utf-8")}
-
-
 def _preprocess(preprocess: AnyPreprocess, tokenizer: str | None) -> dict[str, Any]:
+    """Return how inputs are prepared: the settings, and of images the text of a script that follows them."""
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(preprocess).items()}
-    if isinstance(preprocess, PreprocessSpec):
-        return {"kind": "image", **settings, "jpeg_draft": draft_side(preprocess)}
-    return {**settings, "tokenizer_json": tokenizer}
+    if not isinstance(preprocess, PreprocessSpec):
+        return {"preprocess": {**settings, "tokenizer_json": tokenizer}}
+    script = Path(__file__).with_name("exporting").joinpath("prepare_images.py").read_text("utf-8")
+    settings = {"kind": "image", **settings, "jpeg_draft": draft_side(preprocess)}
+    return {"preprocess": settings, "prepare_images": script}
 
 
 def _difference(found: list[NDArray[Any]], expected: list[NDArray[np.float64]]) -> float:
+    # Else NumPy would broadcast one to the other.
     if any(one.shape != other.shape for one, other in zip(found, expected, strict=True)):
         return float("inf")
     scale = max(1.0, *(float(np.abs(output).max()) for output in expected))

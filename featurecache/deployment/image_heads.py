@@ -110,14 +110,13 @@ class LoadedHead(BaseEstimator):
 
     @property
     def _head(self) -> SavedHead:
+        # Opened when it is first used: scikit-learn makes estimators of their parameters alone, and copies them.
         if "_opened" not in vars(self):
             self._opened = open_head(self.folder, agreed=self.layers)
         return self._opened
 
-    def __sklearn_clone__(self) -> LoadedHead:
-        return type(self)(**self.get_params(deep=False))
-
     def _outputs(self, X: Any) -> NDArray[np.float64]:
+        # Pictures are arrays too, but of whole numbers or of more axes.
         if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f":
             if X.shape[1] != self.n_features_in_:
                 raise RequestError(
@@ -136,6 +135,7 @@ class LoadedHead(BaseEstimator):
         return np.array([self._row(item) for item in items])
 
     def _row(self, item: Prediction) -> list[float]:
+        # An array has a row for every sample, so that a bad one is an error here.
         if item.status != "ok":
             error = InputError(item.status, item.reason)
             error.add_note(f"in {item.path}; leave it out")
@@ -165,5 +165,6 @@ def load_head(
         There is none, or it is damaged.
     """
     head = LoadedHead(folder, backbone=backbone, weights=weights, layers=layers, settings=settings)
+    # Opened now, so that a missing or damaged head is told here and not at the first prediction.
     _ = head.classes_
     return head

@@ -60,6 +60,7 @@ def keep_head(
     result, estimator = head.to_json(), head.result.estimator
     kept = _kept_fit(head, keep)
     splits, num_samples = evaluated_splits(head), head.num_fitted
+    # A result that an earlier training kept is of a fit that is gone: it is fitted again, as it was evaluated.
     if kept == "refitted" or not is_fitted(estimator):
         final = fit_chosen(store, head, "all" if kept == "refitted" else "evaluated", memory=memory)
         estimator = final.estimator
@@ -80,10 +81,12 @@ def keep_head(
             "classes": head.task.classes,
             "temperature": head.result.temperature,
             "fitted_on": {"fit": kept, "splits": list(splits), "samples": num_samples},
+            # Left out where there is none, as records of earlier releases have it.
             **({} if adaptation is None else {"adaptation": adaptation.about()}),
             **({} if result["threshold"] is None else {"threshold": result["threshold"]}),
             **{key: result[key] for key in ("head", "params", "protocol", "metric", "validation", "test")},
         },
+        # Trained layers learn from activations, of which a detector tells nothing.
         None if isinstance(estimator, FineTuned) else _outlier_detector(head, _usual_rows(head, splits, adaptation)),
     )
     return folder

@@ -160,6 +160,7 @@ def predict(
         Outliers are asked of a head that cannot tell them, or as no share.
     """
     saved = open_head(head, agreed=layers)
+    # Without being asked for, p-values cost a search of neighbours for each input.
     if outliers is None:
         saved = replace(saved, outliers=None)
     else:
@@ -172,6 +173,7 @@ def predict(
         views = replace(saved.identity.views or ViewSpec(), count=tta)
     warnings = [] if warnings is None else warnings
     inputs = [inputs] if isinstance(inputs, str | Path) or not isinstance(inputs, Sequence) else inputs
+    # Before the network is loaded: a name that is wrong is told at once.
     found = _inputs(saved, inputs, text_column, id_column, warnings)
     network = reproduce_backbone(
         saved.identity,
@@ -185,6 +187,7 @@ def predict(
     settings = settings or ExtractionSettings()
     with_layers(saved, network, layers)
     if isinstance(saved.estimator, FineTuned):
+        # The device of the training may not be in this machine.
         saved.estimator.set_params(device=str(checked_device(settings.device)))
     predictions = _predict(saved, network, found, views, settings, progress or Silent(), warnings)
     return Predictions(saved, predictions if outliers is None else _with_outliers(predictions, outliers, warnings))
@@ -198,6 +201,7 @@ def _check_outliers(saved: SavedHead, head: str | Path, rate: float) -> None:
             f"the head {head} cannot tell outliers: it was fitted on fewer than {LEAST_ROWS} samples or on "
             "activations, or saved by an earlier release; save it again, or leave --outliers out"
         )
+    # A conformal p-value by n usual samples is at least 1 / (n + 1).
     if (least := 1 / (len(saved.outliers.usual) + 1)) > rate:
         raise RequestError(
             f"the head {head} was fitted on {len(saved.outliers.usual)} samples, which tell no share below "
@@ -210,6 +214,7 @@ def _with_outliers(
 ) -> Generator[Prediction, None, None]:
     """Say of each prediction whether its input is an outlier, and at the end how many are."""
     number, count, names = 0, 0, list[str]()
+    # A caller who stops early releases the network too.
     with closing(predictions):
         for item in predictions:
             number += 1
@@ -240,6 +245,7 @@ def _inputs(
             else f"this head labels images; leave --text-column {text_column} out"
         )
     if text_column is not None:
+        # With several tables a row is named with its own.
         tables = [(path, open_source(path, text_column=text_column, id_column=id_column)) for path in named]
         return [
             item for path, table in tables for item in inputs_of(table, prefix=f"{path}: " if len(tables) > 1 else "")
@@ -270,6 +276,7 @@ def _predict(
     opened = partial(open_runtime, device=settings.device, num_inputs=len(inputs) * num_views(views))
     if can_be_one_network(saved):
         if saved.meta.get("probe") is not None:
+            # The record is of activations before the layers: they are compared once, apart from the whole network.
             _checked(opened(network, [tap], runtime="torch", batch_size=2), saved, tap, network, modality).close()
         saved, network, tap = as_one_network(saved, network, tap)
     runtime = opened(network, [tap], runtime=settings.runtime, batch_size=settings.batch_size)
@@ -285,20 +292,14 @@ def _predict(
     try:
         with modality.undisturbed():
             for outcome in outcomes:
-                problems = yield from _label_batch(
-                    saved, tap.name, views, outcome, _noting(remaining, outcome, remarks)
-                )
+                items = list(islice(remaining, len(outcome.problems)))
+                for item, remark in zip(items, outcome.remarks, strict=True):
+                    remarks.add(item.name, remark)
+                problems = yield from _label_batch(saved, tap.name, views, outcome, items)
                 progress.advance(len(outcome.problems), bad=problems)
         warnings += remarks.warnings(network.preprocess)
     finally:
         runtime.close()
-
-
-def _noting(remaining: Iterator[Input], outcome: Outcome, remarks: RemarkCounter) -> Iterator[Input]:
-    """Yield the inputs of an outcome, and note what is remarked on them."""
-    for item, remark in zip(islice(remaining, len(outcome.remarks)), outcome.remarks, strict=True):
-        remarks.add(item.name, remark)
-        yield item
 
 
 def _checked(runtime: Runtime, saved: SavedHead, tap: Tap, network: Backbone, modality: Modality) -> Runtime:
@@ -306,6 +307,7 @@ def _checked(runtime: Runtime, saved: SavedHead, tap: Tap, network: Backbone, mo
     try:
         with modality.undisturbed():
             check_features(saved, tap, runtime, network)
+    # Interrupts too: a runtime holds threads and memory of the device.
     except BaseException:
         runtime.close()
         raise
@@ -336,14 +338,15 @@ def check_features(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbo
 
 
 def _label_batch(
-    saved: SavedHead, tap: str, views: ViewSpec | None, outcome: Outcome, remaining: Iterator[Input]
+    saved: SavedHead, tap: str, views: ViewSpec | None, outcome: Outcome, items: Sequence[Input]
 ) -> Generator[Prediction, None, int]:
     stored, problems = to_stored(outcome.features[tap], outcome.problems, saved.rounded_to)
     good = [index for index in range(len(stored)) if index not in problems]
     features = decode(stored[good], saved.rounded_to).astype(np.float32)
+    # Heads predict the good inputs of a batch in one call.
     outputs = iter(saved.probabilities(features, num_views=num_views(views)) if good else ())
     p_values = iter(_p_values(saved, features) if good else ())
-    for index, item in enumerate(islice(remaining, len(stored))):
+    for index, item in enumerate(items):
         if index in problems:
             yield Prediction(item.name, None, None, {}, problems[index].status, problems[index].reason)
         else:
@@ -355,6 +358,7 @@ def _p_values(saved: SavedHead, features: NDArray[np.float32]) -> list[float] | 
     """Return how usual each input is, of several views (n, num_views, d) by their mean."""
     if saved.outliers is None:
         return repeat(None)
+    # The detector knows plain inputs, one row each.
     rows = features.reshape(len(features), -1, saved.outliers.rows.shape[1]).mean(axis=1)
     return [round(value, 6) for value in saved.outliers.p_values(rows).tolist()]
 
@@ -363,6 +367,7 @@ def _prediction(path: str, outputs: NDArray[np.float64], saved: SavedHead) -> Pr
     classes = saved.classes
     if saved.kind == "regression":
         return Prediction(path, None, None, {}, numbers=dict(zip(classes, outputs.tolist(), strict=True)))
+    # Features are float32 at best: further digits mean nothing.
     every = {label: round(float(p), 6) for label, p in zip(classes, outputs, strict=True)}
     (names,) = saved.names_of(outputs[None])
     if saved.kind == "multilabel":

@@ -120,6 +120,7 @@ def open_head(folder: str | Path, *, agreed: str | None = None) -> SavedHead:
         check_agreed(name, agreed)
         return cast("type[HeadMixin]", type(python_head(name).estimator))
 
+    # A class of somebody else's is imported only where the caller names it: a record must not choose what code runs.
     estimator, meta, outliers = load_head(folder, other_class=brought)
     try:
         saved = SavedHead(

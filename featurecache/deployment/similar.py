@@ -77,12 +77,14 @@ def similar(
     names, X = _features_of(inputs, feature_set, backbone, weights)
     features = feature_set.open()
     rows = features.rows[features.usable(features.rows)]
+    # Block by block, so that a cache of any size needs the memory of one block.
     best_rows = np.zeros((len(X), 0), np.int64)
     best = np.zeros((len(X), 0), np.float32)
     for start in range(0, len(rows), _BLOCK):
         some = rows[start : start + _BLOCK]
         values = np.concatenate([best, X @ _unit(features.read(some).astype(np.float32)).T], axis=1)
         owners = np.concatenate([best_rows, np.broadcast_to(some, (len(X), len(some)))], axis=1)
+        # Stable: of equals the one that was cached first.
         order = np.argsort(-values, axis=1, kind="stable")[:, :count]
         best, best_rows = np.take_along_axis(values, order, axis=1), np.take_along_axis(owners, order, axis=1)
     found = {}
@@ -111,6 +113,7 @@ def _features_of(
         with modality.undisturbed():
             for outcome in run_pipeline(inputs, runtime, modality):
                 values, problems = to_stored(outcome.features[taps[0].name], outcome.problems, "float32")
+                # The first bad input ends it: without features there are no neighbours of it.
                 for index, problem in sorted(problems.items()):
                     number = sum(len(before) for before in found) + index
                     problem.add_note(f"in {inputs[number].name}; leave it out")
@@ -122,4 +125,5 @@ def _features_of(
 
 
 def _unit(X: NDArray[np.float32]) -> NDArray[np.float32]:
+    # A row of zeros stays one, and is like nothing.
     return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12), np.float32)

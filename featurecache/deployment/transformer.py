@@ -96,6 +96,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
             preprocess=self.preprocess,
         )
         self.network_ = load_backbone(request)
+        # Here and not in `transform`: an unknown tap is told before any input is read.
         (self.tap_,) = resolve_taps(self.network_, [self.tap])
         return self
 
@@ -146,6 +147,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
             num_inputs=len(X),
         )
         modality = modality_of(self.network_.preprocess, self.network_.tokenizer)
+        # So that no samples give an array of no rows.
         rows = [np.zeros((0, *self.tap_.shape), np.float32)]
         try:
             with modality.undisturbed():

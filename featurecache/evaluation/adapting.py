@@ -13,39 +13,40 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 
 from featurecache.errors import RequestError, TaskError
-from featurecache.evaluation.agreement import Agreement, choose_by_agreement, is_of_one_class
+from featurecache.evaluation.agreement import Agreement, choose_by_agreement
+from featurecache.evaluation.configuring import resolve
 from featurecache.evaluation.domains import cached_rows_of_domain
 from featurecache.evaluation.intervals import LEAST_GROUPS
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.near_copies import near_copies
 from featurecache.evaluation.proportions import wilson
-from featurecache.evaluation.search import resolve, search
+from featurecache.evaluation.search import search
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.evaluation.task_features import read_splits, splits_without_features
 from featurecache.evaluation.training import TrainedHead
 from featurecache.heads.adaptation import (
-    Adaptation,
     able_methods,
     corrected_prior,
     fit_adaptation,
     shares_by_confusion,
     shifted_intercept,
 )
+from featurecache.heads.registry import LINEAR_PROBES
 from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
-HEAD: Final = "logistic"
+HEAD: Final = LINEAR_PROBES["classification"]
 """Linear, so that it takes the adaptation into its coefficients; with probabilities."""
 SHIFTS: Final = ("em", "bbse")
 """Corrections of the shares of classes, taken only where they are named: they hurt where anything else differs."""
 MAX_FEATURES: Final = 8192
 """The covariance of more is too large."""
+# Neighbours are compared all with all, of each head.
 _MAX_TARGET_ROWS = 5000
 
 
@@ -87,7 +88,7 @@ class AdaptationReport:
     heads : list of AdaptedHead
     chosen : AdaptedHead
     domain : str
-    num_source, num_target, num_labelled : int
+    num_source, num_target, num_labeled : int
         Samples of the source, and of the target; those of the target that have a label.
     is_of_one_class : bool
         The head on the source gives nearly all of the target one class, which tells nothing about adapting.
@@ -100,15 +101,21 @@ class AdaptationReport:
     domain: str
     num_source: int
     num_target: int
-    num_labelled: int
+    num_labeled: int
     is_of_one_class: bool
     target_rows: Rows
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        names = ("domain", "num_source", "num_target", "num_labelled", "is_of_one_class")
-        numbers = {name: getattr(self, name) for name in names}
-        return {**numbers, "chosen": self.chosen.method, "methods": [head.to_json() for head in self.heads]}
+        return {
+            "domain": self.domain,
+            "num_source": self.num_source,
+            "num_target": self.num_target,
+            "num_labelled": self.num_labeled,
+            "is_of_one_class": self.is_of_one_class,
+            "chosen": self.chosen.method,
+            "methods": [head.to_json() for head in self.heads],
+        }
 
     def about(self) -> dict[str, Any]:
         """Return what a kept head says of its adaptation."""
@@ -162,9 +169,12 @@ def adapt_heads(
     target = read_views(features, rows)[:, 0]
     # Near-copies get the same class whatever the head: they are one sample, and no neighbours of each other.
     copies = near_copies(target)
-    alike = copies.group if copies.are_told else np.arange(len(target))
+    alike = copies.group if copies.are_distinct else np.arange(len(target))
     source = _source_splits(task, feature_set, target_rows)
-    labels = _labels(task, rows)
+    assert task.samples is not None
+    index = task.indices_of(rows)
+    labels = np.where(index >= 0, task.labels[np.maximum(index, 0)], -1).astype(np.int64)  # -1: without a label
+    # The source alone always comes first: what the others are compared with.
     methods = able_methods() if method == "auto" else list(dict.fromkeys(["source", method]))
     progress = progress or Silent()
     progress.start("adapting", len(methods))
@@ -172,11 +182,11 @@ def adapt_heads(
     for name in methods:
         heads.append(_fitted(task, feature_set, source, target, name, random_state))
         progress.advance(1)
-    answers = [_classes(head.result.estimator, target) for head in heads]
-    best, agreements = choose_by_agreement(target, answers, alike)
+    predictions = [np.asarray(head.result.estimator.predict(target), np.int64) for head in heads]
+    best, agreements, is_of_one_class = choose_by_agreement(target, predictions, alike)
     found = [
         AdaptedHead(name, head, agreed, _accuracy(labels, classes))
-        for name, head, agreed, classes in zip(methods, heads, agreements, answers, strict=True)
+        for name, head, agreed, classes in zip(methods, heads, agreements, predictions, strict=True)
     ]
     return AdaptationReport(
         found,
@@ -184,8 +194,8 @@ def adapt_heads(
         domain,
         num_source=sum(len(data) for data in source.values()),
         num_target=len(target_rows),
-        num_labelled=int((labels >= 0).sum()),
-        is_of_one_class=is_of_one_class(answers[0]),
+        num_labeled=int((labels >= 0).sum()),
+        is_of_one_class=is_of_one_class,
         target_rows=target_rows,
     )
 
@@ -227,14 +237,20 @@ def _fitted(
 ) -> TrainedHead:
     """Return a head fitted on the adapted source, that takes target samples as they come."""
     measure = measure_of(task.kind, len(task.classes))
-    X, y = _rows(source["train"]), source["train"].y
-    adaptation = fit_adaptation("source" if method in SHIFTS else method, X, y, target)
-    mapped = {name: _mapped(data, adaptation) for name, data in source.items()}
+    # Plain features: one view of each sample.
+    X = {name: np.asarray(data.eval_views[:])[:, 0] for name, data in source.items()}
+    # A shift of the shares of classes moves the intercept alone, after the head is fitted on the source as it is.
+    adaptation = fit_adaptation("source" if method in SHIFTS else method, X["train"], source["train"].y, target)
+    mapped = {}
+    for name, data in source.items():
+        views = adaptation.of_source(X[name]).astype(np.float32)[:, None]
+        mapped[name] = replace(data, fit_views=views, eval_views=views)
     result = search(resolve(HEAD, task.kind), check_splits(mapped, measure.check), measure, random_state)
     estimator: Any = result.estimator
     if method in SHIFTS:
         estimator.intercept_ = _corrected(task, estimator, method, source["train"], result, target)
     else:
+        # Into the coefficients, so that the head takes target samples as they come.
         estimator.coef_, estimator.intercept_ = adaptation.unfold(estimator.coef_, estimator.intercept_)
         estimator.n_features_in_ = estimator.coef_.shape[1]
     return TrainedHead(task, feature_set, result, feature_set)
@@ -262,27 +278,6 @@ def _corrected(
         confusion *= prior / np.maximum(confusion.sum(axis=0), 1.0)
         shares = shares_by_confusion(confusion, np.bincount(proba.argmax(axis=1), minlength=count) / len(proba), prior)
     return np.asarray(shifted_intercept(estimator.intercept_, shares, prior, estimator.classes_.tolist()))
-
-
-def _mapped(data: SplitData, adaptation: Adaptation) -> SplitData:
-    views = adaptation.of_source(_rows(data)).astype(np.float32)[:, None]
-    return replace(data, fit_views=views, eval_views=views)
-
-
-def _rows(data: SplitData) -> NDArray[np.float32]:
-    """Return plain features, (n, d)."""
-    return np.asarray(data.eval_views[:])[:, 0]
-
-
-def _classes(estimator: BaseEstimator, X: NDArray[np.float32]) -> NDArray[np.int64]:
-    return np.asarray(estimator.predict(X), np.int64)
-
-
-def _labels(task: Task, rows: Rows) -> NDArray[np.int64]:
-    """Return the class of each row, -1 where it has none."""
-    assert task.samples is not None
-    places = task.indices_of(rows)
-    return np.where(places >= 0, task.labels[np.maximum(places, 0)], -1).astype(np.int64)
 
 
 def _accuracy(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> tuple[float, float, float] | None:

@@ -53,9 +53,9 @@ class Agreement:
 
 
 def choose_by_agreement(
-    X: NDArray[Any], answers: Sequence[NDArray[np.int64]], alike: NDArray[np.int64] | None = None
-) -> tuple[int, list[Agreement]]:
-    """Return which of several heads to take, and how far neighbours agree for each.
+    X: NDArray[Any], predictions: Sequence[NDArray[np.int64]], alike: NDArray[np.int64] | None = None
+) -> tuple[int, list[Agreement], bool]:
+    """Return which of several heads to take, how far neighbours agree for each, and whether the target tells nothing.
 
     The first is taken unless the one with the highest agreement is above it by more than chance, or where the first
     gives most samples one class: such a target tells nothing.
@@ -64,28 +64,24 @@ def choose_by_agreement(
     ----------
     X : ndarray (n, d)
         Samples.
-    answers : sequence of ndarray of int64 (n,)
+    predictions : sequence of ndarray of int64 (n,)
         The classes that each head gives them.
     alike : ndarray of int64 (n,), optional
         Samples with the same number are near-copies, which count as one.
     """
-    shares = [agreement(X, classes, alike) for classes in answers]
+    shares = [agreement(X, classes, alike) for classes in predictions]
     # The best of several looks better by chance: each interval is as wide as holds for all of them.
-    level = 1 - 0.05 / max(len(answers) - 1, 1)
+    level = 1 - 0.05 / max(len(predictions) - 1, 1)
     found = []
-    for classes, share in zip(answers, shares, strict=True):
+    for classes, share in zip(predictions, shares, strict=True):
         low, high = mean_interval(share - shares[0], alike, level=level) or (-np.inf, np.inf)
         difference = float((share - shares[0]).mean())
-        changed = int((classes != answers[0]).sum())
+        changed = int((classes != predictions[0]).sum())
         found.append(Agreement(float(share.mean()), difference, low, high, changed))
     best = int(np.argmax([each.value for each in found]))
-    is_borne_out = found[best].low > 0 and not is_of_one_class(answers[0])
-    return (best if is_borne_out else 0), found
-
-
-def is_of_one_class(classes: NDArray[np.int64]) -> bool:
-    """Tell whether nearly all samples (n,) get one class."""
-    return bool(np.bincount(classes).max(initial=0) > MOST_OF_ONE_CLASS * len(classes))
+    is_of_one_class = bool(np.bincount(predictions[0]).max(initial=0) > MOST_OF_ONE_CLASS * len(X))
+    is_borne_out = found[best].low > 0 and not is_of_one_class
+    return (best if is_borne_out else 0), found, is_of_one_class
 
 
 def agreement(X: NDArray[Any], classes: NDArray[np.int64], alike: NDArray[np.int64] | None = None) -> Floats:
@@ -99,7 +95,7 @@ def agreement(X: NDArray[Any], classes: NDArray[np.int64], alike: NDArray[np.int
     X : ndarray (n, d)
         Target samples as they are, so that all methods are told by the same neighbours.
     classes : ndarray of int64 (n,)
-        What a head answers for them.
+        What a head predicts for them.
     alike : ndarray of int64 (n,), optional
         Samples with the same number are near-copies, and no neighbours of each other.
     """
@@ -111,6 +107,7 @@ def agreement(X: NDArray[Any], classes: NDArray[np.int64], alike: NDArray[np.int
     for start in range(0, len(rows), _BLOCK):
         cosine = rows[start : start + _BLOCK] @ rows.T
         mine, stop = own[start : start + _BLOCK], start + len(cosine)
+        # Neither the sample itself nor a near-copy: they get its class from any head.
         cosine[mine[:, None] == own] = -np.inf
         nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
         able = np.take_along_axis(cosine, nearest, axis=1) > -np.inf
@@ -118,6 +115,7 @@ def agreement(X: NDArray[Any], classes: NDArray[np.int64], alike: NDArray[np.int
         shares[start:stop] = same.sum(axis=1) / np.maximum(able.sum(axis=1), 1)
     of_class = np.bincount(classes) / len(classes)
     expected = float(np.sum(of_class**2))
+    # One class for all: agreement is as expected, and the quotient is not defined.
     if expected >= 1 - 1e-12:
         return np.zeros(len(rows))
     return np.asarray((shares - of_class[classes]) / (1 - expected))

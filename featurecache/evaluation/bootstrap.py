@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from featurecache.evaluation.intervals import PRIOR_CORRELATION, PRIOR_ERRORS
-from featurecache.evaluation.proportions import Z95, clopper_pearson, wilson
+from featurecache.evaluation.proportions import Z95, clopper_pearson
 
 # 32 MB of weights at a time, whatever the number of samples.
 _NUMBERS_AT_ONCE = 4_000_000
@@ -76,26 +76,21 @@ def bounds_of_share(point: float, error: float, size: float, count: int) -> tupl
     error : float
         Standard deviation of the resamples.
     size : float
-        How many right or wrong answers the score is of.
+        How many right or wrong predictions the score is of.
     count : int
         Units that were drawn.
 
     Notes
     -----
     As `featurecache.evaluation.intervals.group_intervals`: the score is a proportion of as many rows as give it the
-    variance of the resamples, and before errors are seen, as many as answers of one unit that correlate by 0.25 give.
-    So no bound jumps between no wrong answer and one.
+    variance of the resamples, and before errors are seen, as many as predictions of one unit that correlate by 0.25
+    give. So no bound jumps between no error and one.
     """
     seen, prior = point * (1 - point), PRIOR_ERRORS / size
     rows = (seen + prior) / (error**2 * count / (count - 1) + prior * unseen_variance(size, count))
     rows *= 1 - seen / (seen + prior) * (1 - (Z95 / float(student_t.ppf(0.975, count - 1))) ** 2)
     low, high = clopper_pearson(point * rows, rows)
     return float(low), float(high)
-
-
-def slack(count: int) -> float:
-    """Return how far from certain so many samples are that were all alike."""
-    return float(1 - wilson(count, count)[0])
 
 
 def unseen_variance(size: float, count: int) -> float:

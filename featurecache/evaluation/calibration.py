@@ -78,10 +78,18 @@ def calibration(y: np.ndarray, proba: np.ndarray, groups: np.ndarray | None = No
     squares = ((proba - np.eye(proba.shape[1])[y]) ** 2).sum(axis=1)
     error, by_chance, bins = _calibration_error(y, proba) if len(y) >= LEAST_SAMPLES else (None, None, [])
     losses = -log_loss_rows(proba[np.arange(len(y)), y])
-    loss_low, loss_high = _interval(losses, groups)
-    low, high = _interval(squares, groups)
-    loss, brier_score = float(losses.mean()), float(squares.mean())
-    return Calibration(loss, loss_low, loss_high, brier_score, low, high, error, by_chance, bins)
+    values: dict[str, float | None] = {}
+    for name, of_rows in (("log_loss", losses), ("brier_score", squares)):
+        low, high = mean_interval(of_rows, groups) or (None, None)
+        # Neither is below 0, which Student's t does not know.
+        low = None if low is None else max(low, 0.0)
+        values |= {name: float(of_rows.mean()), f"{name}_low": low, f"{name}_high": high}
+    return Calibration(
+        **values,  # type: ignore[arg-type]
+        expected_calibration_error=error,
+        error_by_chance=by_chance,
+        bins=bins,
+    )
 
 
 def _calibration_error(y: np.ndarray, proba: np.ndarray) -> tuple[float, float, list[Bin]]:
@@ -89,18 +97,10 @@ def _calibration_error(y: np.ndarray, proba: np.ndarray) -> tuple[float, float, 
     # As many samples in each bin: with bins of equal width, nearly all samples of a good head lie in the last one.
     rows_of_bins = np.array_split(np.argsort(confidence, kind="stable"), NUM_BINS)
     bins = [Bin(len(rows), float(confidence[rows].mean()), float(right[rows].mean())) for rows in rows_of_bins]
-    error = sum(some.n * abs(some.probability - some.right) for some in bins) / len(y)
-    by_chance = sum(_mean_deviation(some.n, some.probability) for some in bins) / len(y)
-    return float(error), float(by_chance), bins
-
-
-def _interval(values: np.ndarray, groups: np.ndarray | None) -> tuple[float | None, float | None]:
-    """Return the ends of a 95 % interval of a mean that is not below 0."""
-    ends = mean_interval(values, groups)
-    return (None, None) if ends is None else (max(ends[0], 0.0), ends[1])
-
-
-def _mean_deviation(n: int, share: float) -> float:
-    """Return by how much a binomial number differs from its mean on average (de Moivre, 1730)."""
-    above = np.floor(n * share) + 1
-    return float(2 * above * binom.pmf(above, n, share) * (1 - share))
+    error, by_chance = 0.0, 0.0
+    for some in bins:
+        error += some.n * abs(some.probability - some.right)
+        # By how much a binomial number differs from its mean on average (de Moivre, 1730).
+        above = np.floor(some.n * some.probability) + 1
+        by_chance += float(2 * above * binom.pmf(above, some.n, some.probability) * (1 - some.probability))
+    return error / len(y), by_chance / len(y), bins

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 import msgspec
 
 from featurecache.evaluation.comparison import Comparison
 from featurecache.store.result_schemas import HistoryBody
+
+_FEATURES = ("fingerprint", "tap", "dtype", "views", "judged_on")
+_features_of, _choice_of = attrgetter(*_FEATURES), attrgetter("head", "params", *_FEATURES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +51,7 @@ class Changes:
     @property
     def is_same_choice(self) -> bool:
         """Tell whether the same head with the same setting on the same features was chosen."""
-        return _choice(self.before) == _choice(self.now)
+        return _choice_of(self.before) == _choice_of(self.now)
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -75,10 +79,11 @@ class Changes:
         ]
         if self.is_same_choice and before.figures == now.figures and (num_before, self.num_relabelled) == (num_now, 0):
             return [*lines, "nothing changed: the same head, setting and figures"]
-        labelled = f"labelled samples {num_before} -> {num_now}" if num_before != num_now else f"{num_now} samples"
+        labeled = f"labelled samples {num_before} -> {num_now}" if num_before != num_now else f"{num_now} samples"
         relabelled = f", {self.num_relabelled} with another label" if self.num_relabelled else ""
         chosen = "the same head and setting" if self.is_same_choice else _in_words(now, before)
-        lines.append(f"now {labelled}{relabelled}; {chosen}: {_figure(now)}")
+        lines.append(f"now {labeled}{relabelled}; {chosen}: {_figure(now)}")
+        # Figures of two trainings are of other samples; only on those that they share do they compare heads.
         if self.score_before is not None and self.score_now is not None:
             verdict = "" if self.comparison is None else f": {self.comparison.verdict}"
             lines.append(
@@ -91,14 +96,10 @@ class Changes:
         return lines
 
 
-def _choice(about: HistoryBody) -> tuple[object, ...]:
-    return (about.head, about.params, about.fingerprint, about.tap, about.dtype, about.views, about.judged_on)
-
-
 def _in_words(about: HistoryBody, before: HistoryBody | None = None) -> str:
     params = ", ".join(f"{name}={value}" for name, value in about.params.items())
     head = f"{about.head} ({params})" if params else about.head
-    if before is not None and _choice(before)[2:] == _choice(about)[2:]:
+    if before is not None and _features_of(before) == _features_of(about):
         return f"{head} on the same features"
     views = "" if about.views is None else f", {about.views} views"
     return f"{head} on {about.backbone} {about.tap} as {about.dtype}{views}"

@@ -34,6 +34,7 @@ def choice_warnings(report: TrainingReport) -> list[ReportWarning]:
         found += _single(task.classes, train, result.protocol)
     if result.thresholds is not None:
         found += _unsure_thresholds(result.thresholds, task.classes)
+    # A head that only names the largest class has a high accuracy where that class is most of the samples.
     baseline, words = _baseline(report, train, len(y))
     outputs = report.measure.outputs(result.y_pred, result.proba)
     compared = report.measure.compare(y, outputs, baseline, task.groups_of(rows))
@@ -96,6 +97,7 @@ def _unsure_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> list[R
     """Return which thresholds do not reach their target, and which were chosen by few positive samples."""
     names = classes if thresholds.positive is None else [classes[thresholds.positive]]
     few = np.array(thresholds.num_positive) < FEW_POSITIVES
+    # Without a positive sample no threshold reaches anything: that is told of as few samples alone.
     missed = ~np.array(thresholds.is_reached) & (np.array(thresholds.num_positive) > 0)
     found = []
     if missed.any():
@@ -122,6 +124,7 @@ def _baseline(report: TrainingReport, train: np.ndarray, num_samples: int) -> tu
     if kind == "classification":
         largest = int(_counts(train, len(names)).argmax())
         return np.full(num_samples, largest), f"the largest {TASK_NOUN[kind]}, {names[largest]!r}, for all"
+    # Labels that are not known are negative codes, and would lower the share of their label.
     known = np.where(train < 0, np.nan, train) if kind == "multilabel" else train
     words = "the share of each label" if kind == "multilabel" else "the mean of each number"
     return np.tile(np.nanmean(known, axis=0), (num_samples, 1)), f"{words} in train, for all"

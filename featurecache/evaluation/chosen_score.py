@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from featurecache.evaluation.bootstrap import num_units, slack, weights_of_resamples
+from featurecache.evaluation.bootstrap import num_units, weights_of_resamples
 from featurecache.evaluation.intervals import holding
 from featurecache.evaluation.measure import Measure
+from featurecache.evaluation.proportions import wilson
 
 _FEWEST_UNITS = 5
 """Fewer groups, or rows, leave out too few for an interval."""
@@ -96,8 +97,9 @@ def chosen_score(
         low, high = holding(corrected, *(float(end) for end in np.percentile(left_out, [2.5, 97.5])))
         least, most = measure.range_of(measure.primary)
         if high - low < 1e-12 and measure.kind != "regression":
-            # All resamples are alike, which is no certainty.
-            wider = slack(num_units(len(y), groups))
+            # All resamples are alike, which is no certainty: a share of so many rows could be as far off.
+            count = num_units(len(y), groups)
+            wider = 1 - float(wilson(count, count)[0])
             low, high = max(low - wider, least), min(high + wider, most)
     observed = measure.score(y, predictions[0])
     return ChosenScore(observed=observed, corrected=corrected, low=low, high=high, num_heads=len(predictions))

@@ -6,15 +6,22 @@ from types import MappingProxyType
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.metrics import recall_score
+from sklearn.metrics import precision_recall_fscore_support, recall_score
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import Comparison, compare
 from featurecache.evaluation.measure import Measure, ScoreValues
-from featurecache.evaluation.prediction import split_classes, split_proba
-from featurecache.evaluation.row_scores import average_precision, f1_rows, log_loss_rows, mean_rows, roc_auc
-from featurecache.evaluation.scores import OutputScores, Scores, per_class, score
+from featurecache.evaluation.row_scores import (
+    average_precision,
+    balanced_weights,
+    f1_rows,
+    log_loss_rows,
+    mean_rows,
+    roc_auc,
+)
+from featurecache.evaluation.scores import OutputScores, Scores, score
 from featurecache.evaluation.split_data import SplitData
+from featurecache.heads.probability import predict_proba
 
 
 class OfClasses(Measure):
@@ -52,10 +59,6 @@ class OfClasses(Measure):
             return float(recall_score(y, outputs, labels=np.unique(y), average="macro", zero_division=0.0))
         return self.sign * float(np.mean(self.row_scores(y, outputs)))
 
-    def weights(self, y: np.ndarray) -> np.ndarray | None:
-        """See `Measure`: balanced, all classes that occur have the same total."""
-        return balanced_weights(y) if self.balanced else None
-
     def row_scores(self, y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """See `Measure`.
 
@@ -87,19 +90,24 @@ class OfClasses(Measure):
         estimator, data, temperature
             As for `Measure.predict`.
         """
-        return split_classes(estimator, data, temperature, self.n_outputs)
+        if data.eval_views.shape[1] > 1:
+            # The class that is most probable on average, which need not be the one that most views vote for.
+            proba = data.per_view(lambda rows: predict_proba(estimator, rows, temperature, self.n_outputs))
+            return np.asarray(proba.mean(axis=1).argmax(axis=1))
+        # Not the greatest probability: heads without probabilities would need a temperature for that.
+        return data.per_view(lambda rows: np.asarray(estimator.predict(rows), np.int64))[:, 0, 0]
 
     def predict_proba(
         self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
     ) -> np.ndarray:
-        """See `Measure`.
+        """Return probabilities of classes, the mean over the views of a sample.
 
         Parameters
         ----------
         estimator, data, temperature, predictions
             As for `Measure.predict_proba`.
         """
-        return split_proba(estimator, data, temperature, self.n_outputs)
+        return data.per_view(lambda rows: predict_proba(estimator, rows, temperature, self.n_outputs)).mean(axis=1)
 
     def scores(
         self,
@@ -137,17 +145,17 @@ class OfClasses(Measure):
         return compare(y, first, second, groups, balanced=self.metric == "balanced_accuracy")
 
     def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[OutputScores]:
-        """Return precision, recall and F1 of each class.
+        """Return scikit-learn's precision, recall and F1 of each class; a ratio without any row to count is 0.
 
         Parameters
         ----------
         y, predictions, names
             As for `Measure.per_output`.
         """
-        return per_class(y, predictions, names)
-
-
-def balanced_weights(y: np.ndarray) -> np.ndarray:
-    """Return the weight of each sample that gives all classes which occur the same total, of mean 1."""
-    counts = np.bincount(y)
-    return np.asarray(len(y) / (np.count_nonzero(counts) * counts[y]))
+        precision, recall, f1, support = precision_recall_fscore_support(
+            y, predictions, labels=np.arange(len(names)), average=None, zero_division=0.0
+        )
+        return [
+            {"class": name, "n": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
+            for name, n, p, r, f in zip(names, support, precision, recall, f1, strict=True)
+        ]

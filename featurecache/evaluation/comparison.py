@@ -11,6 +11,7 @@ from scipy.stats import t as student_t
 
 from featurecache.evaluation.intervals import LEAST_GROUPS, holding
 from featurecache.evaluation.proportions import Z95
+from featurecache.evaluation.row_scores import balanced_weights
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell", "the same answers"]
 
@@ -94,7 +95,8 @@ def compare(
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     difference = (won - lost) / len(y)
     low, high = holding(difference, max(centre - half, -1.0), min(centre + half, 1.0))
-    return Comparison(difference, low, high, p_value, _verdict(first, second, low, high))
+    verdict = verdict_of(low, high, are_equal=np.array_equal(first, second))
+    return Comparison(difference, low, high, p_value, verdict)
 
 
 def _compare_groups(
@@ -102,11 +104,7 @@ def _compare_groups(
 ) -> Comparison:
     won = (first == y).astype(np.float64) - (second == y)
     _, indices = np.unique(groups, return_inverse=True)
-    if balanced:
-        counts = np.bincount(y)
-        weight = len(y) / (np.count_nonzero(counts) * counts[y])
-    else:
-        weight = np.ones(len(y))
+    weight = balanced_weights(y) if balanced else np.ones(len(y))
     won_G, size_G = np.bincount(indices, weights=weight * won), np.bincount(indices, weights=weight)
     # Weights of balanced classes are rounded, and a mean of -1 may come out below it.
     mean, count = float(np.clip(won_G.sum() / len(y), -1.0, 1.0)), len(size_G)
@@ -118,7 +116,8 @@ def _compare_groups(
     half = float(student_t.ppf(0.975, count - 1) * error)
     p_value = float(2 * student_t.sf(abs(mean) / error, count - 1))
     low, high = holding(mean, max(mean - half, -1.0), min(mean + half, 1.0))
-    return Comparison(mean, low, high, p_value, _verdict(first, second, low, high))
+    verdict = verdict_of(low, high, are_equal=np.array_equal(first, second))
+    return Comparison(mean, low, high, p_value, verdict)
 
 
 def compare_rows(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None, *, most: float) -> Comparison:
@@ -148,13 +147,18 @@ def compare_rows(first: np.ndarray, second: np.ndarray, groups: np.ndarray | Non
     return Comparison(mean, low, high, p_value, verdict_of(low, high))
 
 
-def _verdict(first: np.ndarray, second: np.ndarray, low: float, high: float) -> Verdict:
-    # Equal answers are no finding about how heads differ, however many rows there are.
-    return "the same answers" if np.array_equal(first, second) else verdict_of(low, high)
+def verdict_of(low: float, high: float, *, are_equal: bool = False) -> Verdict:
+    """Put an interval of a difference into a word; see `Comparison`.
 
-
-def verdict_of(low: float, high: float) -> Verdict:
-    """Put an interval of a difference into a word; see `Comparison`."""
+    Parameters
+    ----------
+    low, high : float
+    are_equal : bool
+        Both heads predict the same for every row.
+    """
+    # Equal predictions are no finding about how heads differ, however many rows there are.
+    if are_equal:
+        return "the same answers"
     if low > 0:
         return "better"
     if high < 0:

@@ -35,9 +35,11 @@ def decide(
     if measure.threshold is None:
         return None, chosen
     y, rule, positive = held_out.y, measure.threshold, measure.positive
+    # Of labels the predictions stand for probabilities, and no others are kept.
     proba = chosen.y_pred.clip(0, 1) if chosen.proba is None else chosen.proba
     thresholds = choose_thresholds(rule, y, proba, positive)
     y_pred = thresholds.decide(proba)
+    # By their own thresholds the samples would look better than new ones: these were chosen to fit them.
     for rows in _folds(held_out, random_state):
         others = np.delete(np.arange(len(y)), rows)
         y_pred[rows] = choose_thresholds(rule, y[others], proba[others], positive).decide(proba[rows])

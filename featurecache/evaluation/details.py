@@ -31,6 +31,7 @@ class Details:
 
     def to_json(self, kind: TaskKind) -> dict[str, object]:
         """Return plain JSON values, for a task of a kind."""
+        # Keys of a report are the words for this kind of task: per_class, per_label, per_number.
         values: dict[str, object] = {f"per_{TASK_NOUN[kind]}": self.per_output}
         if self.calibration is not None and self.confusion is not None:
             values |= {"calibration": self.calibration.to_json(), "confusion": self.confusion.tolist()}

@@ -28,18 +28,11 @@ def rows_of_domain(store: FeatureStore, task: Task, domain: str) -> Rows:
     RequestError
         No path fits, or all do.
     """
-    able = [split for split in SPLITS[1:] if task.has(split)]
     rows = store.samples.rows_of(task.ids)
-    if domain in able:
+    if domain in SPLITS[1:] and task.has(domain):
         return rows[task.splits == SPLITS.index(domain)]
     rows = rows[(rows >= 0) & (task.splits != SPLITS.index("test"))]
-    found = _of_domain(store, task, domain, rows)
-    if len(found) in (0, len(rows)):
-        what = "no sample" if len(found) == 0 else "no other sample"
-        raise RequestError(
-            f"{what} of task {task.name!r} for fitting has a path that fits {domain!r}; name {_able(task, able)}"
-        )
-    return found
+    return _of_domain(store, task, domain, rows, f"of task {task.name!r} for fitting")
 
 
 def cached_rows_of_domain(store: FeatureStore, task: Task, domain: str, features: Features) -> Rows:
@@ -61,22 +54,23 @@ def cached_rows_of_domain(store: FeatureStore, task: Task, domain: str, features
         return task.rows(features, domain)[0]
     rows = np.arange(len(store.samples))
     rows = rows[features.usable(rows)]
-    found = _of_domain(store, task, domain, rows)
-    if len(found) in (0, len(rows)):
-        what = "no sample" if len(found) == 0 else "no other sample"
-        able = [split for split in SPLITS[1:] if task.has(split)]
-        raise RequestError(f"{what} with features has a path that fits {domain!r}; name {_able(task, able)}")
-    return found
+    return _of_domain(store, task, domain, rows, "with features")
 
 
-def _of_domain(store: FeatureStore, task: Task, domain: str, rows: Rows) -> Rows:
+def _of_domain(store: FeatureStore, task: Task, domain: str, rows: Rows, which: str) -> Rows:
     """Return those rows that the task says are of a domain; where it knows none of that name, those of some paths."""
     if domain in task.domain_names:
         assert task.domains is not None
-        return rows[np.isin(rows, store.samples.rows_of(task.ids[task.domains == task.domain_names.index(domain)]))]
-    return rows[[fnmatchcase(name, domain) for name in store.samples.uris_of(rows)]]
-
-
-def _able(task: Task, splits: list[str]) -> str:
-    domains = f"a domain ({', '.join(task.domain_names)}), " if task.domain_names else ""
-    return f"{domains}a pattern of paths, such as 'webcam/*', or a split ({', '.join(splits)})"
+        found = rows[np.isin(rows, store.samples.rows_of(task.ids[task.domains == task.domain_names.index(domain)]))]
+    else:
+        found = rows[[fnmatchcase(name, domain) for name in store.samples.uris_of(rows)]]
+    # All samples are no domain either: nothing would be left to compare it with.
+    if len(found) in (0, len(rows)):
+        what = "no sample" if len(found) == 0 else "no other sample"
+        domains = f"a domain ({', '.join(task.domain_names)}), " if task.domain_names else ""
+        splits = ", ".join(split for split in SPLITS[1:] if task.has(split))
+        raise RequestError(
+            f"{what} {which} has a path that fits {domain!r}; name {domains}a pattern of paths, such as 'webcam/*', or "
+            f"a split ({splits})"
+        )
+    return found

@@ -14,14 +14,15 @@ from joblib import effective_n_jobs
 
 from featurecache.errors import FeatureCacheError, HeadError
 from featurecache.evaluation.calibration import calibration
+from featurecache.evaluation.configuring import check_streams
 from featurecache.evaluation.fit_progress import FitSteps
+from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
-from featurecache.evaluation.parallel_search import WORTH_A_PROCESS
 from featurecache.evaluation.processes import in_processes
 from featurecache.evaluation.resampling import Resampling, resample
-from featurecache.evaluation.search import HeadResult, check_streams, search
+from featurecache.evaluation.search import WORTH_A_PROCESS, search
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.evaluation.sweep_row import SweepRow
 from featurecache.heads.head import NamedHead
@@ -172,7 +173,7 @@ def _in_processes(
     if workers <= 1 and not (is_large and any(not planned_search.head.interruptible for planned_search in to_do)):
         yield from starmap(_search, arguments)
     else:
-        yield from in_processes(_search, arguments, workers=max(workers, 1))
+        yield from (result for _, result in in_processes(_search, arguments, workers=max(workers, 1)))
 
 
 def _search(

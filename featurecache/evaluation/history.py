@@ -44,7 +44,6 @@ def remember_training(store: FeatureStore, report: TrainingReport) -> Changes | 
 def _describe(report: TrainingReport) -> HistoryBody:
     head, task = report.best, report.task
     result, feature_set = head.result, head.feature_set
-    figures = (result.test or result.validation).to_json()
     return HistoryBody(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         kind=task.kind,
@@ -63,7 +62,7 @@ def _describe(report: TrainingReport) -> HistoryBody:
         selection_score=result.selection_score,
         reported=result.reported,
         primary=report.measure.primary,
-        figures=figures,
+        figures=(result.test or result.validation).to_json(),
         n_fitted=head.num_fitted,
         num_heads=len(report.heads),
     )
@@ -81,18 +80,15 @@ def _evaluated(
         rows.append(selection_rows(head))
         targets.append(result.selection_y)
         predictions.append(result.selection_pred)
-    some, y = reported_rows(head)
+    some, reported_y = reported_rows(head)
     rows.append(some)
-    targets.append(y)
+    targets.append(reported_y)
     predictions.append(result.y_pred)
     is_reported = np.repeat([True] if len(rows) == 1 else [False, True], [len(some) for some in rows])
     ids = head.task.samples.ids[np.concatenate(rows)]
-    return ids, _columns(targets), _columns(predictions), is_reported
-
-
-def _columns(values: list[np.ndarray]) -> NDArray[np.float64]:
-    whole = np.concatenate(values).astype(np.float64)
-    return whole.reshape(len(whole), -1)
+    y, y_pred = (np.concatenate(values).astype(np.float64) for values in (targets, predictions))
+    # Classes are one column, labels and numbers several: the history has one layout for all kinds.
+    return ids, y.reshape(len(y), -1), y_pred.reshape(len(y_pred), -1), is_reported
 
 
 def _changes(history: History, before: PastTraining, head: TrainedHead, about: HistoryBody) -> Changes:

@@ -120,10 +120,13 @@ def summaries(correct: np.ndarray, actual: np.ndarray, predicted: np.ndarray) ->
     -------
     ndarray of shape (..., 3), float64
     """
-    accuracy = correct.sum(axis=-1) / actual.sum(axis=-1)
-    balanced = _mean_where(correct, actual)
-    macro_f1 = _mean_where(2 * correct, actual + predicted)
-    return np.stack([accuracy, balanced, macro_f1], axis=-1)
+    found = [correct.sum(axis=-1) / actual.sum(axis=-1)]
+    for numerator, denominator in ((correct, actual), (2 * correct, actual + predicted)):
+        # Classes that do not occur have no recall, not one of 0.
+        there = denominator > 0
+        ratios = numerator / np.where(there, denominator, 1)
+        found.append(np.sum(ratios, axis=-1, where=there) / there.sum(axis=-1))
+    return np.stack(found, axis=-1)
 
 
 def effective_sizes(counts: np.ndarray, cells: Cells) -> EffectiveSizes:
@@ -272,10 +275,3 @@ def _f1_size(counts: np.ndarray, cells: Cells, correct: np.ndarray, actual: np.n
     variance = (scaled * moves**2).sum(axis=1) + (missed * of_added).sum(axis=1)
     mean = (2 * correct / both).mean(axis=1)
     return mean * (1 - mean) / (variance / n_classes**2)
-
-
-def _mean_where(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    # Classes that do not occur have no recall, not one of 0.
-    there = denominator > 0
-    ratios = numerator / np.where(there, denominator, 1)
-    return np.sum(ratios, axis=-1, where=there) / there.sum(axis=-1)

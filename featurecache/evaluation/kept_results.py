@@ -13,12 +13,13 @@ from typing import Any, cast
 
 from sklearn.base import clone
 
+from featurecache.evaluation.configuring import configured
+from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.measure import Measure, ScoreValues
-from featurecache.evaluation.parallel_search import HeadsAndData, search_all
 from featurecache.evaluation.ranking import ranked
 from featurecache.evaluation.result_keys import COMPUTES, digest_of_labels
 from featurecache.evaluation.scores import Scores
-from featurecache.evaluation.search import HeadResult, configured
+from featurecache.evaluation.search import HeadsAndData, search_all
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.task_features import TaskFeatures
 from featurecache.hashing import digest_json
@@ -30,7 +31,7 @@ from featurecache.versions import installed_versions
 
 
 def search_new(
-    wanted: Sequence[HeadsAndData],
+    requests: Sequence[HeadsAndData],
     kept: Sequence[KeptResults],
     measure: Measure,
     random_state: int,
@@ -42,13 +43,13 @@ def search_new(
 
     Parameters
     ----------
-    wanted, measure, random_state, n_jobs, progress
+    requests, measure, random_state, n_jobs, progress
         As for `search_all`.
     kept : sequence of KeptResults
-        Of each of ``wanted``.
+        Of each of ``requests``.
     """
     results: list[dict[str, HeadResult]] = []
-    for data, of_set in zip(wanted, kept, strict=True):
+    for data, of_set in zip(requests, kept, strict=True):
         splits = cast("dict[str, SplitData]", data.splits)
         recalled = [(head.name, of_set.recall(head, splits)) for head in data.heads]
         results.append({name: result for name, result in recalled if result is not None})
@@ -56,7 +57,7 @@ def search_new(
         progress.advance(sum(map(len, results)))
     rest = [
         data._replace(heads=[head for head in data.heads if head.name not in found])
-        for data, found in zip(wanted, results, strict=True)
+        for data, found in zip(requests, results, strict=True)
     ]
     new = search_all(rest, measure, random_state, n_jobs=n_jobs, progress=progress)
     for data, of_set, found, results_of_set in zip(rest, kept, results, new, strict=True):
@@ -65,7 +66,7 @@ def search_new(
             of_set.remember(heads[result.head], result)
             found[result.head] = result
     # In the order of the heads, as if all had been searched now: of equals the first is chosen.
-    ordered = [[found[head.name] for head in data.heads] for data, found in zip(wanted, results, strict=True)]
+    ordered = [[found[head.name] for head in data.heads] for data, found in zip(requests, results, strict=True)]
     return [ranked(of_set, measure, lambda result: result) for of_set in ordered]
 
 
@@ -99,7 +100,7 @@ class KeptResults:
         """
         if head.name in self._but_not:
             return None
-        found = self._store.recall_search(self._key(head))
+        found = self._store.recall(SearchBody, self._key(head))
         if found is None or found.head != head.name or found.reported not in splits:
             return None
         measure = self._features.measure
@@ -110,7 +111,7 @@ class KeptResults:
             )
             selection_proba = None if found.selection_proba is None else found.selection_proba.read()
             selection_y = data.y[index]
-            scores, test = (_scores(figures, measure) for figures in (found.validation, found.test))
+            scores, test = (_scores(values, measure) for values in (found.validation, found.test))
         except (IndexError, TypeError, ValueError):  # no such result was kept by this program
             return None
         count = len(splits[found.reported])
@@ -208,10 +209,10 @@ class KeptResults:
         return digest_json("search", 1, document)
 
 
-def _scores(figures: Mapping[str, float | None] | None, measure: Measure) -> Scores | ScoreValues | None:
+def _scores(values: Mapping[str, float | None] | None, measure: Measure) -> Scores | ScoreValues | None:
     """Return scores from their plain values; raises `TypeError` where these are not those of the measure."""
-    if figures is None:
+    if values is None:
         return None
     if measure.kind != "classification" or measure.reads_proba:
-        return ScoreValues(figures)
-    return Scores(**{**figures, "n": int(figures.get("n") or 0)})  # type: ignore[arg-type]
+        return ScoreValues(values)
+    return Scores(**{**values, "n": int(values.get("n") or 0)})  # type: ignore[arg-type]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from featurecache.errors import HeadError
+from featurecache.evaluation.memory_budget import memory_for_features
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.head import MAX_SECONDS, NamedHead
-from featurecache.machine import free_memory
 
 _LEAST_BUDGET = 1 << 30
 """Bytes that a head may take in any case: a budget says how many features are held, and may be nothing."""
 _ROWS_OF_A_BLOCK = 4096
-_SHARE = 0.5
-"""Of the memory that is free, as in `MemoryBudget`."""
 
 
 def reason_to_leave_out(
@@ -38,7 +36,7 @@ def reason_to_leave_out(
     # Only those are asked that read rows as they are needed.
     if any(data.on_disk for data in splits.values()):  # heads that stream hold a block of rows
         n_samples = min(n_samples, _ROWS_OF_A_BLOCK)
-    budget = max(int(_SHARE * free_memory()) if memory is None else memory, _LEAST_BUDGET)
+    budget = max(memory_for_features(memory), _LEAST_BUDGET)
     needed = head.memory_needed(n_samples, n_features, n_outputs)
     if needed is not None and needed > budget:
         return f"needs about {needed / 1e9:.1f} GB of memory, and {budget / 1e9:.1f} GB may be used (--memory)"

@@ -49,6 +49,10 @@ class Measure(ABC):
         left out.
     balanced : bool
         Classes count alike in fitting and calibrating, and the default metric is balanced accuracy.
+    threshold : ThresholdRule, optional
+        For what thresholds are chosen, of two classes or of labels.
+    positive : int
+        Which of two classes is the positive one.
 
     Attributes
     ----------
@@ -56,36 +60,38 @@ class Measure(ABC):
         The metric by its name among the scores.
     titles : dict
         All scores, the primary first, and what tables call them.
+    is_plain : bool
+        The metric is one of ``score_titles``; others are scored from what each row adds to them.
     sign : float
         The metric times this is the greater the better.
-    threshold : ThresholdRule or None
-        For what thresholds are chosen, of two classes or of labels.
-    positive : int
-        Which of two classes is the positive one.
+    reads_proba : bool
+        The metric of a task with classes reads probabilities instead of predicted classes.
+    keeps_proba : bool
+        Probabilities of classes are needed of the samples by which settings are chosen.
     """
 
     kind: ClassVar[TaskKind]
     score_titles: Mapping[str, str]
     """The scores that there are whatever the metric is, and what tables call them."""
 
-    def __init__(self, n_outputs: int, metric: str | None = None, *, balanced: bool = False) -> None:
-        self.n_outputs, self.balanced = n_outputs, balanced
+    def __init__(
+        self,
+        n_outputs: int,
+        metric: str | None = None,
+        *,
+        balanced: bool = False,
+        threshold: ThresholdRule | None = None,
+        positive: int = 1,
+    ) -> None:
+        self.n_outputs, self.balanced, self.threshold, self.positive = n_outputs, balanced, threshold, positive
         self.metric = metric_of(self.kind, metric, balanced=balanced)
         self.primary, title = SCORES_OF_METRICS[self.kind][self.metric]
         self.titles = {self.primary: title, **self.score_titles}
         self.sign = -1.0 if is_less_better(self.primary) else 1.0
-        self.threshold: ThresholdRule | None = None
-        self.positive = 1
-
-    @property
-    def reads_proba(self) -> bool:
-        """Tell whether the metric of a task with classes reads probabilities instead of predicted classes."""
-        return self.kind == "classification" and self.metric in OF_PROBA
-
-    @property
-    def keeps_proba(self) -> bool:
-        """Tell whether probabilities of classes are needed of the samples by which settings are chosen."""
-        return self.reads_proba or (self.kind == "classification" and self.threshold is not None)
+        self.is_plain = self.primary in self.score_titles
+        is_of_classes = self.kind == "classification"
+        self.reads_proba = is_of_classes and self.metric in OF_PROBA
+        self.keeps_proba = is_of_classes and (self.reads_proba or threshold is not None)
 
     def outputs(self, predictions: np.ndarray, proba: np.ndarray | None) -> np.ndarray:
         """Return what the metric reads: predictions, or probabilities.
@@ -106,7 +112,11 @@ class Measure(ABC):
 
     def range_of(self, name: str) -> tuple[float, float]:
         """Return the least and the greatest that a score can be."""
-        return 0.0, np.inf if is_less_better(name) else 1.0
+        if name == "r2":  # worse than the mean has no end
+            return -np.inf, 1.0
+        if self.kind == "regression" or is_less_better(name):  # nor has an error, or log loss
+            return 0.0, np.inf
+        return 0.0, 1.0
 
     @abstractmethod
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
@@ -122,10 +132,6 @@ class Measure(ABC):
             Targets, as `check` returns them, and what `outputs` returned.
         """
 
-    def weights(self, y: np.ndarray) -> np.ndarray | None:
-        """Return how much each sample counts, (n_samples,) float64 with mean 1; None: all alike."""
-        return None
-
     def row_scores(self, y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Return what each sample adds to `score`, (n_samples,) float64, the greater the better.
 
@@ -136,6 +142,7 @@ class Measure(ABC):
         y, outputs
             As for `score`.
         """
+        # Settings of numbers and labels are chosen by the metric alone: no test between rows looks at these.
         return np.zeros(len(y))
 
     def weighted_score(self, y: np.ndarray, outputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

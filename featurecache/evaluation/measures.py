@@ -64,18 +64,14 @@ def measure_of(
         what = "numbers" if kind == "regression" else f"{n_outputs} classes"
         raise TaskError(f"thresholds are for two classes and for labels, and this task has {what}; leave them out")
     if kind == "classification":
-        found: Measure = OfClasses(n_outputs, metric, balanced=balanced)
-        found.threshold, found.positive = threshold, positive
-        return found
+        return OfClasses(n_outputs, metric, balanced=balanced, threshold=threshold, positive=positive)
     if balanced:
         raise TaskError(
             f"balanced classes are for tasks with classes, and this one is of kind {kind}; leave balanced out"
         )
     if kind == "regression":
         return OfNumbers(n_outputs, names, metric=metric)
-    found = OfLabels(n_outputs, metric)
-    found.threshold = threshold
-    return found
+    return OfLabels(n_outputs, metric, threshold=threshold)
 
 
 class OfLabels(ResampledMeasure):
@@ -114,7 +110,7 @@ class OfLabels(ResampledMeasure):
         y, outputs
             As for `Measure.score`.
         """
-        if not self.is_drawn:
+        if not self.is_plain:
             return self.sign * float(np.mean(self.row_scores(y, outputs)))
         if self.metric == "average_precision":
             return _mean_average_precision(y, outputs)
@@ -155,7 +151,7 @@ class OfLabels(ResampledMeasure):
             As for `Measure.scores`.
         """
         found = super().scores(y, predictions, groups, random_state=random_state)
-        if not self.is_drawn:
+        if not self.is_plain:
             smallest = np.minimum((y == 1).sum(axis=0), (y == 0).sum(axis=0))
             found |= self.primary_score(y, self.outputs(predictions, proba), groups, smallest)
         return found

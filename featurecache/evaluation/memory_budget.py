@@ -26,7 +26,7 @@ def memory_for_features(max_bytes: int | None = None) -> int:
 
 
 class MemoryBudget:
-    """Gives out arrays until it is closed; the larger ones are files in ``folder``.
+    """Gives out arrays; the larger ones are files in ``folder``, which `memory_budget` removes.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class MemoryBudget:
         self._folder = folder
         self.left = memory_for_features(max_bytes)
         """Bytes of features that may still be in memory."""
-        self._files: list[Path] = []
+        self.files: list[Path] = []
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return an array of float32 to be filled, a ``numpy.memmap`` where memory would not hold it.
@@ -56,7 +56,7 @@ class MemoryBudget:
             self.left -= size
             return np.empty(shape, np.float32)
         path = partial_name(self._folder / "features")
-        self._files.append(path)
+        self.files.append(path)
         try:
             with path.open("xb") as file:
                 _reserve(file, size)
@@ -66,11 +66,6 @@ class MemoryBudget:
                 f"into {self._folder} ({error.strerror}); free some space there, or choose a smaller tap"
             ) from error
         return np.memmap(path, np.float32, "r+", shape=shape)
-
-    def close(self) -> None:
-        """Remove the files; arrays that still live stay readable."""
-        for path in self._files:
-            path.unlink(missing_ok=True)
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
@@ -85,10 +80,11 @@ def _reserve(file: BinaryIO, size: int) -> None:
 
 @contextmanager
 def memory_budget(folder: Path, max_bytes: int | None = None) -> Iterator[MemoryBudget]:
-    """Open a `MemoryBudget` and close it in any case."""
-    # What a head holds on to lives on in the map; the name of its file does not.
+    """Give a `MemoryBudget`, and remove its files in any case; arrays that still live stay readable."""
     opened = MemoryBudget(folder, max_bytes)
     try:
         yield opened
     finally:
-        opened.close()
+        # What a head holds on to lives on in the map; the name of its file does not.
+        for path in opened.files:
+            path.unlink(missing_ok=True)

@@ -50,6 +50,7 @@ def metric_named(name: str) -> str:
     UnknownNameError
         There is no such metric.
     """
+    # Papers and other tools write hyphens, spaces and capitals.
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     found = _OTHER_NAMES.get(plain, plain)
     if found not in METRICS:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featurecache.heads.preparation import scaled
 
 Floats = NDArray[np.float64]
+# Copies are so much (the margin) more alike than the tenth-nearest neighbours of nearly all samples.
 _LEAST_SIMILARITY, _MOST_SIMILARITY, _MARGIN = 0.8, 0.98, 0.05
 _NEIGHBOUR = 10
 _BLOCK = 512
@@ -32,7 +33,7 @@ class NearCopies:
     threshold : float
     group : ndarray of int64 (n,)
         Samples that are joined by pairs have the same number.
-    are_told : bool
+    are_distinct : bool
         False: even the tenth neighbours are as alike as copies, which cannot be told from them.
     """
 
@@ -40,7 +41,7 @@ class NearCopies:
     similarity: Floats
     threshold: float
     group: NDArray[np.int64]
-    are_told: bool = True
+    are_distinct: bool = True
 
 
 def near_copies(X: NDArray[np.floating]) -> NearCopies:
@@ -64,14 +65,16 @@ def near_copies(X: NDArray[np.floating]) -> NearCopies:
     of_neighbour = np.empty(n, np.float32)
     for start in range(0, n, _BLOCK):
         block = rows[start : start + _BLOCK] @ rows.T
+        # No sample is its own neighbour.
         block[np.arange(len(block)), np.arange(start, start + len(block))] = -1.0
         of_neighbour[start : start + len(block)] = np.partition(block, n - neighbour, axis=1)[:, n - neighbour]
         i, j = np.nonzero(block > _LEAST_SIMILARITY)
         upper = j > i + start
         high.append(((i + start)[upper], j[upper], block[i, j][upper]))
+    # Of so few samples the tenth neighbour is no near one, and says nothing of what is natural.
     natural = float(np.quantile(of_neighbour, 0.99)) if n > 2 * _NEIGHBOUR else 0.0
     threshold = min(max(_LEAST_SIMILARITY, natural + _MARGIN), _MOST_SIMILARITY)
-    first, second, similarity = (np.concatenate(parts) for parts in zip(*high, strict=True))
+    first, second, similarity = (np.concatenate(blocks) for blocks in zip(*high, strict=True))
     kept = similarity > threshold
     pairs = np.stack([first[kept], second[kept]], axis=1)
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))

@@ -74,10 +74,6 @@ class OfNumbers(ResampledMeasure):
             return float(r2_score(y, predictions))
         return float(np.mean([r2_score(*where_known(y, predictions, k)) for k in _varying_numbers(y)]))
 
-    def range_of(self, name: str) -> tuple[float, float]:
-        """See `Measure`: worse than the mean has no end, nor has an error."""
-        return (-np.inf, 1.0) if name == self.primary else (0.0, np.inf)
-
     def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:
         """See `ResampledMeasure`."""
         found = [self.score(y, predictions)]

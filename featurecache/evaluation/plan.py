@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featurecache.errors import RequestError
+from featurecache.evaluation.configuring import HeadLike, resolve
 from featurecache.evaluation.metrics import metric_of
 from featurecache.evaluation.resampling import Resampling
-from featurecache.evaluation.search import HeadLike, resolve
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import kinds_of_head, list_heads
 from featurecache.store.tasks import Task
@@ -91,10 +91,6 @@ class Plan:
         )
         # A head that is named twice is searched once.
         return list({head.name: head for head in (resolve(name, task.kind) for name in heads)}.values())
-
-    def num_searches(self, tasks: Sequence[Task], num_sets: int) -> int:
-        """Return how many heads are fitted for these tasks on so many feature sets."""
-        return num_sets * len(self.resamplings()) * sum(len(self.heads_for(task)) for task in tasks)
 
     def check(self, task: Task) -> None:
         """Raise what is wrong with the plan for a task.

@@ -18,8 +18,8 @@ _SECONDS_BETWEEN_CHECKS = 0.5
 
 def in_processes(
     work: Callable[..., Result], arguments: Iterable[tuple[object, ...]], *, workers: int
-) -> Iterator[Result]:
-    """Yield what ``work`` returns for each tuple of arguments, in the order in which they are ready.
+) -> Iterator[tuple[int, Result]]:
+    """Yield the index of each tuple of arguments, and what ``work`` returns for it, as soon as it is ready.
 
     Whatever ends this early (Ctrl-C, a signal that raises, an error, a caller that wants no more) kills the processes
     first: libsvm runs for minutes in compiled code that asks for nothing, and would go on without us.
@@ -35,15 +35,18 @@ def in_processes(
     # joblib takes one process for none; of two, only so many get work at a time.
     parallel = Parallel(n_jobs=max(workers, 2), backend="loky", return_as="generator_unordered", pre_dispatch=workers)
     try:  # processes are started by the call, before there are results
-        yield from parallel(delayed(_call)(os.getpid(), work, parameters) for parameters in arguments)
+        yield from parallel(delayed(_call)(os.getpid(), index, work, some) for index, some in enumerate(arguments))
     except BaseException:
-        _kill()
+        # joblib keeps its processes for the next call; a public way to end them at once is not there.
+        executor = reusable_executor._executor
+        if executor is not None:
+            executor.shutdown(wait=False, kill_workers=True)
         raise
 
 
-def _call(parent: int, work: Callable[..., Result], arguments: tuple[object, ...]) -> Result:
+def _call(parent: int, index: int, work: Callable[..., Result], arguments: tuple[object, ...]) -> tuple[int, Result]:
     _end_with(parent)
-    return work(*arguments)
+    return index, work(*arguments)
 
 
 # Once for each process, which serves many calls.
@@ -60,10 +63,3 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
-def _kill() -> None:
-    # joblib keeps its processes for the next call; a public way to end them at once is not there.
-    executor = reusable_executor._executor
-    if executor is not None:
-        executor.shutdown(wait=False, kill_workers=True)

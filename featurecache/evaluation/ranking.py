@@ -11,7 +11,7 @@ from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measure import Measure
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.search import HeadResult
+    from featurecache.evaluation.head_result import HeadResult
 
 Trained = TypeVar("Trained")
 

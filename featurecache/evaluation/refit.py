@@ -85,17 +85,16 @@ def fit_chosen(
         The head refuses the data.
     """
     task, features, eval_features = head.task, head.feature_set.open(), head.eval_set.open()
-    wanted = evaluated_splits(head) if splits == "evaluated" else tuple(filter(task.has, SPLITS))
+    fit_splits = evaluated_splits(head) if splits == "evaluated" else tuple(filter(task.has, SPLITS))
     measure = measure_of(task.kind, len(task.classes))
     estimator = clone(head.result.estimator)
     estimator.set_params(**dict.fromkeys(estimator.get_params(deep=False).keys() & set(_OF_ONE_TRAINING)))
     if hasattr(estimator, "fit_path"):
         import_module("torch")  # as in `search`: the limit on threads holds for what is there already
     with memory_budget(store.path, memory) as budget, one_thread():
-        read = check_splits(read_splits(task, features, eval_features, wanted, budget), measure.check)
-        # In the order in which they lie in memory, so that joining them copies nothing.
-        parts = [data if data.on_disk else data.in_memory() for name, data in read.items() if name in wanted]
-        whole = reduce(SplitData.with_samples_of, parts)
+        read = check_splits(read_splits(task, features, eval_features, fit_splits, budget), measure.check)
+        # In the order in which they lie in memory, so that putting them together copies nothing.
+        whole = reduce(SplitData.with_samples_of, (read[name].in_memory() for name in read if name in fit_splits))
         X, y, weight, groups = whole.fit_rows()
         converged = fit_estimator(estimator, X, y, weight, groups, name=head.result.head)
-    return FinalFit(estimator, wanted, len(whole), converged)
+    return FinalFit(estimator, fit_splits, len(whole), converged)

@@ -25,14 +25,13 @@ from featurecache.evaluation.bootstrap import (
 from featurecache.evaluation.comparison import Comparison, verdict_of
 from featurecache.evaluation.intervals import LEAST_GROUPS, holding
 from featurecache.evaluation.measure import Measure, ScoreValues
-from featurecache.evaluation.prediction import per_view
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.checks import is_known
 from featurecache.heads.probability import predict_outputs
 
 
 class ResampledMeasure(Measure):
-    """Scores that are computed from weights."""
+    """Scores that are computed from weights, those of ``score_titles``; see `Measure.is_plain`."""
 
     def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
         """Return what a head predicts, (n_samples, n_outputs): the mean over what a sample is evaluated on.
@@ -42,7 +41,7 @@ class ResampledMeasure(Measure):
         estimator, data, temperature
             As for `Measure.predict`.
         """
-        return per_view(data, lambda rows: predict_outputs(estimator, rows)).mean(axis=1)
+        return data.per_view(lambda rows: predict_outputs(estimator, rows)).mean(axis=1)
 
     def predict_proba(
         self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
@@ -100,7 +99,7 @@ class ResampledMeasure(Measure):
         y, first, second, groups
             As for `Measure.compare`.
         """
-        if not self.is_drawn:
+        if not self.is_plain:
             return super().compare(y, first, second, groups)
         index = list(self.score_titles).index(self.primary)
         one, other = self.weighted(y, first), self.weighted(y, second)
@@ -125,13 +124,8 @@ class ResampledMeasure(Measure):
         # The bootstrap divides by n: a t-test of few units needs n - 1.
         error = np.sqrt(float(draws.var()) * count / (count - 1) + unseen)
         p_value = float(2 * student_t.sf(abs(difference) / error, count - 1)) if error else 1.0
-        verdict = "the same answers" if np.array_equal(first, second) else verdict_of(low, high)
+        verdict = verdict_of(low, high, are_equal=np.array_equal(first, second))
         return Comparison(difference, low, high, p_value, verdict)
-
-    @property
-    def is_drawn(self) -> bool:
-        """Tell whether the metric is one of the scores that are computed from weights."""
-        return self.primary in self.score_titles
 
     def weighted_score(self, y: np.ndarray, outputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """See `Measure`.
@@ -141,7 +135,7 @@ class ResampledMeasure(Measure):
         y, outputs
             As for `Measure.weighted_score`.
         """
-        if not self.is_drawn:
+        if not self.is_plain:
             return super().weighted_score(y, outputs)
         index, weighted = list(self.score_titles).index(self.primary), self.weighted(y, outputs)
         return lambda weights: weighted(weights)[:, index]

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.memory_budget import MemoryBudget
-from featurecache.evaluation.split_data import SplitData, smallest_class
+from featurecache.evaluation.split_data import SplitData, class_sizes
 from featurecache.specs import TaskKind
 from featurecache.store.splits import strata_of_numbers
 
@@ -58,11 +58,6 @@ class Resampling:
     shots: int | None = None
     share: float | None = None
     on_test: bool = False
-
-    @property
-    def evaluated_on(self) -> str:
-        """``fold``, ``test``, or ``validation``, which may be held out from train."""
-        return "fold" if self.num_folds else "test" if self.on_test else "validation"
 
     @property
     def takes_labels_away(self) -> bool:
@@ -123,7 +118,7 @@ def _fold_of(pool: SplitData, resampling: Resampling, kind: TaskKind) -> tuple[n
         _strata(pool.y, pool.groups, kind, resampling.num_folds),
         "samples" if pool.groups is None else "groups",
     )
-    if (smallest := smallest_class(strata, pool.groups)) < resampling.num_folds:
+    if (smallest := class_sizes(strata, pool.groups).min()) < resampling.num_folds:
         where = "the smallest class" if kind == "classification" else "the task"
         raise TaskError(
             f"{where} has {smallest} {noun}, too few for {resampling.num_folds} folds; ask for fewer folds, or add a "
@@ -177,6 +172,6 @@ def _strata(y: np.ndarray, groups: np.ndarray | None, kind: TaskKind, at_least: 
     """
     if kind == "classification":
         return y
-    if kind == "regression" and smallest_class(fifths := strata_of_numbers(y), groups) >= at_least:
+    if kind == "regression" and class_sizes(fifths := strata_of_numbers(y), groups).min() >= at_least:
         return fifths
     return np.zeros(len(y), np.int64)

@@ -20,6 +20,12 @@ Component = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
 """From what holds (n,) and scores (n,), the metric of one class, and the metric without each row, (n,)."""
 
 
+def balanced_weights(y: np.ndarray) -> np.ndarray:
+    """Return the weight of each row that gives all classes which occur the same total, of mean 1."""
+    counts = np.bincount(y)
+    return np.asarray(len(y) / (np.count_nonzero(counts) * counts[y]))
+
+
 def f1_rows(y: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
     """Return what each row adds to macro F1, (n,) float64.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.intervals import Cells, group_intervals, holding, intervals
@@ -137,27 +136,3 @@ def confusion(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int) -> np.ndar
         if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= n_classes:
             raise TaskError(f"a {what} is not a class index in 0..{n_classes - 1}; encode labels as class indices")
     return confusion_matrix(y_true, y_pred, labels=np.arange(n_classes)).astype(np.int64)
-
-
-def per_class(y_true: np.ndarray, y_pred: np.ndarray, classes: Sequence[str]) -> list[OutputScores]:
-    """Return scikit-learn's precision, recall and F1 for each class.
-
-    Parameters
-    ----------
-    y_true, y_pred : ndarray of shape (n_samples,), class indices
-    classes : sequence of str
-        Class names; position is the class index.
-
-    Returns
-    -------
-    list of dict
-        ``{"class", "n", "precision", "recall", "f1"}``, one per class in order; ``n`` counts the labels. A ratio
-        without any row to count is 0.
-    """
-    precision, recall, f1, support = precision_recall_fscore_support(
-        y_true, y_pred, labels=np.arange(len(classes)), average=None, zero_division=0.0
-    )
-    return [
-        {"class": name, "n": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
-        for name, n, p, r, f in zip(classes, support, precision, recall, f1, strict=True)
-    ]

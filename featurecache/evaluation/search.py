@@ -17,109 +17,33 @@ same table: on the plain features of a sample, or on the mean of the probabiliti
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from itertools import starmap
+from typing import NamedTuple
 
 import numpy as np
+from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, clone
 
-from featurecache.errors import HeadError
+from featurecache.evaluation.configuring import HeadLike, configured, resolve
 from featurecache.evaluation.deciding import decide
-from featurecache.evaluation.fit_progress import FitSteps
-from featurecache.evaluation.measure import Measure, ScoreValues
+from featurecache.evaluation.fit_progress import FitSteps, watched
+from featurecache.evaluation.head_result import HeadResult
+from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.scores import Scores
+from featurecache.evaluation.processes import in_processes
+from featurecache.evaluation.ranking import ranked
 from featurecache.evaluation.selection import Chosen, Selection
 from featurecache.evaluation.split_data import SplitData, Splits, check_splits
-from featurecache.heads.checks import is_partial
 from featurecache.heads.fitting import fit_estimator, fit_folds, refusals
-from featurecache.heads.head import NamedHead, Setting
-from featurecache.heads.probability import has_decisions
-from featurecache.heads.registry import find_head, list_heads
+from featurecache.heads.head import NamedHead
 from featurecache.heads.threads import one_thread
-from featurecache.heads.thresholds import Thresholds
-from featurecache.specs import TaskKind, task_kind
+from featurecache.progress import Progress
+from featurecache.specs import TaskKind
 
-NEEDS_ALL_KNOWN = "needs all labels or numbers of a sample"
-HOLDS_ALL_ROWS = "holds all rows in memory"
-"""Why a head is left out where memory does not hold them."""
-HeadLike = str | NamedHead
-"""The name of a head, or a head with the name that it gets in tables."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class HeadResult:
-    """What a search found: the setting that was chosen, its scores, and the fitted estimator."""
-
-    head: str
-    params: Setting
-    """The setting that was chosen from the head's grid."""
-    protocol: str
-    """How the setting was chosen: "validation" or "cross-validation"."""
-    selection_accuracy: float | None
-    """On the rows by which the setting was chosen; None where there are no classes."""
-    selection_score: float
-    """The metric by which setting and head are chosen, never on the test split: `Measure.score` on those rows."""
-    balanced: bool
-    """Classes count alike in fitting, where the head can, and in choosing unless the metric says otherwise."""
-    metric: str
-    """By which settings and heads are chosen; see `featurecache.evaluation.metrics`."""
-    selection_y: np.ndarray
-    """Class indices of these rows, (n,) int64."""
-    selection_pred: np.ndarray
-    """What the chosen setting predicted for them, fitted on others, (n,) int64: for comparisons with other heads."""
-    selection_proba: np.ndarray | None
-    """Its calibrated probabilities of them, (n, n_classes) float64, where the metric reads them; else None."""
-    selection_groups: np.ndarray | None
-    """Groups of these rows, (n,), or None."""
-    selection_index: np.ndarray
-    """Which they are among the samples of their split, (n,) int64."""
-    selection_log_loss: float | None
-    """Of the calibrated probabilities of these rows; None where there are no classes or no probabilities."""
-    validation: Scores | ScoreValues
-    """On the validation rows, or out of fold inside train when there are none."""
-    test: Scores | ScoreValues | None
-    reported: str
-    """The split that `y_pred` and `proba` are about: "test" or "validation"."""
-    y_pred: np.ndarray
-    """Class indices on the reported split, (n,) int64; probabilities of labels, or numbers, (n, n_outputs) float64."""
-    proba: np.ndarray
-    """Probabilities of classes or labels there, (n, n_classes) float64; of numbers, the numbers."""
-    estimator: BaseEstimator
-    """Fitted on train, or on train and validation where there is a test split."""
-    temperature: float
-    """For `featurecache.heads.probability.predict_proba`: what calibrates its probabilities."""
-    converged: bool
-    n_train: int
-    """Rows that `estimator` was fitted on; each view is one."""
-    seconds: float
-    positive: int = 1
-    """Which of two classes is the positive one."""
-    thresholds: Thresholds | None = None
-    """By which classes or labels are predicted, where thresholds were asked for; those of ``selection_pred`` are of the
-    other folds. ``y_pred`` of labels is moved so that what holds is above one half."""
-    is_kept: bool = False
-    """An earlier training found it, and ``estimator`` is not fitted; see `featurecache.evaluation.kept_results`."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return the result as plain, finite JSON values, without arrays and estimator."""
-        return {
-            "head": self.head,
-            "params": self.params,
-            "seconds": round(self.seconds, 3),
-            "protocol": self.protocol,
-            "selection_accuracy": self.selection_accuracy,
-            "selection_score": self.selection_score,
-            "selection_log_loss": self.selection_log_loss,
-            "balanced": self.balanced,
-            "metric": self.metric,
-            "reported": self.reported,
-            "converged": self.converged,
-            "kept": self.is_kept,
-            "threshold": None if self.thresholds is None else self.thresholds.to_json(),
-            "validation": self.validation.to_json(),
-            "test": None if self.test is None else self.test.to_json(),
-        }
+WORTH_A_PROCESS = 500_000
+"""Below this many feature values, starting a second process takes longer than fitting all heads in this one."""
 
 
 def evaluate_head(
@@ -164,6 +88,113 @@ def evaluate_head(
     return search(named, check_splits(splits, measure.check), measure, random_state)
 
 
+def evaluate_heads(
+    heads: Sequence[HeadLike],
+    splits: Splits,
+    n_classes: int,
+    *,
+    n_jobs: int = -1,
+    kind: TaskKind = "classification",
+    balanced: bool = False,
+    metric: str | None = None,
+    random_state: int = 0,
+    progress: Progress | None = None,
+) -> list[HeadResult]:
+    """Evaluate several heads, in parallel processes where the data is large enough to be worth it.
+
+    Parameters
+    ----------
+    heads, splits, n_classes, kind, balanced, metric, random_state
+        As for `evaluate_head`.
+    n_jobs : int
+        Processes at most; -1 is one per core. Results do not depend on it.
+    progress : Progress, optional
+        Told of each head that is ready, and of the settings of those that are fitted.
+
+    Returns
+    -------
+    list of HeadResult
+        The head to keep first; see `featurecache.evaluation.ranking.ranked`.
+
+    Raises
+    ------
+    TaskError, HeadError
+        As for one head; a head that refuses the data is named.
+    """
+    named = list({head.name: head for head in (resolve(name, kind) for name in heads)}.values())
+    measure = measure_of(kind, n_classes, balanced=balanced, metric=metric)
+    return search_all([HeadsAndData(named, splits)], measure, random_state, n_jobs=n_jobs, progress=progress)[0]
+
+
+class HeadsAndData(NamedTuple):
+    """Heads, and what they are fitted and evaluated on."""
+
+    heads: Sequence[NamedHead]
+    splits: Splits
+    label: str = ""
+    """What tells these features from others on progress, such as " on blocks.11:cls"."""
+
+
+def search_all(
+    requests: Sequence[HeadsAndData],
+    measure: Measure,
+    random_state: int,
+    *,
+    n_jobs: int = -1,
+    progress: Progress | None = None,
+) -> list[list[HeadResult]]:
+    """Do the searches of heads on several feature sets, all in the same processes.
+
+    Parameters
+    ----------
+    requests : sequence of HeadsAndData
+        Held in memory together.
+    measure : Measure
+    random_state, n_jobs, progress
+        As for `evaluate_heads`.
+
+    Returns
+    -------
+    list of list of HeadResult
+        As `evaluate_heads`, for each of ``requests``.
+
+    Raises
+    ------
+    TaskError, HeadError
+        As `evaluate_heads`.
+    """
+    checked = [check_splits(request.splits, measure.check) for request in requests]
+    searches = [(number, head) for number, request in enumerate(requests) for head in request.heads]
+    # One that begins last would keep the other processes waiting for it.
+    searches.sort(key=lambda numbered: -numbered[1].relative_seconds)
+    num_values = sum(splits["train"].fit_views.size for splits in checked)
+    worth_it = num_values >= WORTH_A_PROCESS and not any(splits["train"].on_disk for splits in checked)
+    workers = min(effective_n_jobs(n_jobs), max(len(searches), 1)) if worth_it else 1
+    results: list[list[HeadResult]] = [[] for _ in requests]
+    with watched(progress) as folder:
+        arguments = (
+            (head, checked[number], measure, random_state, FitSteps(folder, head.name + requests[number].label))
+            for number, head in searches
+        )
+        # A head that no signal reaches gets a process of its own even alone, so that Ctrl-C ends it.
+        if workers == 1 and not (worth_it and any(not head.interruptible for _, head in searches)):
+            found: Iterator[tuple[int, HeadResult]] = enumerate(starmap(search, arguments))
+        else:
+            # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
+            found = in_processes(search, arguments, workers=workers)
+        for index, result in found:
+            number, _ = searches[index]
+            results[number].append(result)
+            if progress is not None:
+                progress.advance(1)
+    for number, request in enumerate(requests):
+        # Processes are not ready in the order in which they were asked, and of equals the first is kept.
+        order = [head.name for head in request.heads]
+        results[number].sort(key=lambda result: order.index(result.head))
+        results[number] = ranked(results[number], measure, lambda result: result)
+    return results
+
+
 def search(
     head: NamedHead,
     splits: dict[str, SplitData],
@@ -188,7 +219,7 @@ def search(
     HeadError
         The head refuses the data.
     """
-    splits = {name: data if data.on_disk else data.in_memory() for name, data in splits.items()}
+    splits = {name: data.in_memory() for name, data in splits.items()}
     train, validation = splits["train"], splits.get("validation") if "test" in splits else None
     estimator, steps = configured(head, train, measure, random_state), steps or FitSteps()
     if hasattr(estimator, "fit_path"):
@@ -287,79 +318,3 @@ def _scored(
         positive=measure.positive,
         thresholds=thresholds,
     )
-
-
-def resolve(head: HeadLike, kind: TaskKind) -> NamedHead:
-    """Return the head of a name, or what is a head already.
-
-    Raises
-    ------
-    HeadError, UnknownNameError
-        It is for other kinds of task, or there is none.
-    """
-    kind = task_kind(kind)
-    found = find_head(head, kind=kind) if isinstance(head, str) else head
-    if kind not in found.kinds:
-        raise HeadError(
-            f"head {found.name!r} is for {' or '.join(sorted(found.kinds))}, and the task is of kind {kind}"
-        )
-    return found
-
-
-def configured(head: NamedHead, train: SplitData, measure: Measure, random_state: int) -> BaseEstimator:
-    """Return an unfitted estimator with this random state, and balanced classes, where it has such parameters.
-
-    Parameters
-    ----------
-    head : NamedHead
-    train : SplitData
-    measure : Measure
-    random_state : int
-
-    Raises
-    ------
-    HeadError
-        A head that needs tokens, and features without; that cannot weigh samples, and samples with weights; that holds
-        all rows in memory, and features that do not fit there; or that has no probabilities, and a metric of these.
-    """
-    if measure.keeps_proba and not has_decisions(head.estimator):
-        needs, option = (measure.metric, "--metric") if measure.reads_proba else ("a threshold", "--threshold")
-        raise HeadError(
-            f"head {head.name!r} has neither probabilities nor decision values, which {needs} needs; choose another "
-            f"head, or another {option}"
-        )
-    if train.weight is not None and not head.takes_weights:
-        able = ", ".join(list_heads(kind=measure.kind, weighted=True))
-        raise HeadError(f"head {head.name!r} cannot weigh samples, and these have weights; choose among {able}")
-    if is_partial(train.y) and not head.takes_unknown:
-        raise HeadError(f"head {head.name!r} {NEEDS_ALL_KNOWN}, and some of these are not; choose another head")
-    check_streams(head, train, kind=measure.kind)
-    if head.needs_tokens and train.num_tokens == 1:
-        raise HeadError(
-            f"head {head.name!r} needs tokens, and these features have none; extract a tap that keeps them, such as "
-            "blocks.11:none"
-        )
-    estimator = clone(head.estimator)
-    known = estimator.get_params(deep=False)
-    # Heads differ in what they can be told; what a head does not know is not asked of it.
-    values: Setting = {"random_state": random_state, "num_tokens": train.num_tokens}
-    values |= {"class_weight": "balanced"} if measure.balanced else {}
-    return estimator.set_params(**{name: value for name, value in values.items() if name in known})
-
-
-def check_streams(head: NamedHead, train: SplitData, *, kind: TaskKind) -> None:
-    """Raise `HeadError` for a head that holds all rows in memory, and features that do not fit there.
-
-    Parameters
-    ----------
-    head : NamedHead
-    train : SplitData
-    kind : str
-        Of the task.
-    """
-    if train.on_disk and not head.streams:
-        able = ", ".join(list_heads(kind=kind, streaming=True))
-        raise HeadError(
-            f"head {head.name!r} {HOLDS_ALL_ROWS}, and these features are too large for it; allow more with "
-            f"--memory, or choose among {able}"
-        )

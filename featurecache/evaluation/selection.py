@@ -25,10 +25,11 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measure import Measure
-from featurecache.evaluation.prediction import calibrated, decisions_of
-from featurecache.evaluation.split_data import SplitData
+from featurecache.evaluation.prediction import calibrated
+from featurecache.evaluation.row_scores import balanced_weights
+from featurecache.evaluation.split_data import SplitData, class_sizes
 from featurecache.heads.head import HeadMixin, NamedHead, Setting
-from featurecache.heads.probability import fit_temperature, needs_temperature
+from featurecache.heads.probability import decision_values, fit_temperature, has_decisions, needs_temperature
 
 MAX_FOLDS = 5
 _REPEATED_BELOW = 200
@@ -49,28 +50,24 @@ class _Candidate:
     """How one setting did on the rows that were held out."""
 
     params: Setting
-    y_pred: np.ndarray
-    """Of the first repeat."""
+    weakness: int = 0
+    """How weakly it is regularised, by the order in which values were offered; 0 where that is not asked."""
+    y_pred: list[np.ndarray] = field(default_factory=list)
+    """Of each repeat."""
     gain: float = 0.0
-    """The metric, times `Measure.sign`; the mean over the repeats so far."""
+    """The metric, times `Measure.sign`; the mean over the repeats."""
     rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.float32))
     """What each sample adds to it, (n_samples,) float32, also the mean over the repeats."""
     decisions: list[np.ndarray] = field(default_factory=list)
     """Of each repeat until they are all there, (n_samples, n_views, n_classes); none without classes or
     probabilities."""
     temperature: float = 1.0
-    loss: float | None = None
+    loss: float = 0.0
     """Log loss of the probabilities, calibrated with this temperature; the mean over the repeats."""
     losses: np.ndarray | None = None
-    """Of each sample, (n_samples,) float32."""
+    """Of each sample, (n_samples,) float32; None without classes or probabilities."""
     proba: np.ndarray | None = None
     """Calibrated, of the first repeat, (n_samples, n_classes) float64, where `Measure.keeps_proba`."""
-
-    def add(self, repeat: int, measure: Measure, y: np.ndarray, outputs: np.ndarray) -> None:
-        """Take in the metric of one repeat of the folds."""
-        rows = np.asarray(measure.row_scores(y, outputs), np.float32)
-        self.gain += (measure.sign * measure.score(y, outputs) - self.gain) / (repeat + 1)
-        self.rows = self.rows + (rows - self.rows) / (repeat + 1)
 
 
 class Selection:
@@ -99,6 +96,8 @@ class Selection:
         These samples.
     protocol : str
         ``validation`` or ``cross-validation``.
+    num_fitted : int
+        Samples that the smallest fit of a setting has.
     is_informed : bool
         False where no sample that is held out is of a class that is fitted meanwhile: one setting is as wrong as the
         other then.
@@ -116,25 +115,21 @@ class Selection:
             # -1 is never held out, as scikit-learn has it in `PredefinedSplit`.
             self.folds, self.data = [np.full(len(train), -1)], validation
             self.index, self.protocol = np.arange(len(validation)), "validation"
-            self._held_out, self.is_informed = [[(self.index, validation)]], True
+            self._held_out, self.is_informed, self.num_fitted = [[(self.index, validation)]], True, len(train)
             return
         self.protocol = "cross-validation"
         self.folds = repeated_folds(head, train, random_state)
-        self.index = np.flatnonzero(self.folds[0] >= 0)
-        self.is_informed = train.y.ndim == 2 or num_known(train.y, self.folds[0]) > 0
-        self.data = train if len(self.index) == len(train) else train.for_evaluation(self.index)
+        first = self.folds[0]
+        self.index = np.flatnonzero(first >= 0)
+        self.num_fitted = len(first) - int(np.bincount(first[self.index]).max(initial=0))
+        self.is_informed = train.y.ndim == 2 or len(known_classes(train.y, first)) > 0
+        self.data = train if len(self.index) == len(train) else train.take(self.index, for_evaluation=True)
         measure.check_defined("train rows that folds hold out", self.data.y)
         self._held_out = []
         for fold in self.folds:
             of_folds = [np.flatnonzero(fold == number) for number in np.unique(fold[self.index])]
-            pairs = [(np.searchsorted(self.index, rows), train.for_evaluation(rows)) for rows in of_folds]
+            pairs = [(np.searchsorted(self.index, rows), train.take(rows, for_evaluation=True)) for rows in of_folds]
             self._held_out.append(pairs)
-
-    @property
-    def num_fitted(self) -> int:
-        """Samples that the smallest fit of a setting has."""
-        fold = self.folds[0]
-        return len(fold) - int(np.bincount(fold[fold >= 0]).max(initial=0))
 
     def offer(self, repeat: int, number: int, params: Setting, estimators: Sequence[BaseEstimator]) -> None:
         """Take in how a setting does.
@@ -149,78 +144,79 @@ class Selection:
         estimators : sequence
             Fitted with it, one for each fold.
         """
-        parts = [
-            (index, *self._predict(estimator, data))
-            for estimator, (index, data) in zip(estimators, self._held_out[repeat], strict=True)
-        ]
-        order = np.argsort(np.concatenate([index for index, _, _ in parts]))
-        y_pred = np.concatenate([y_pred for _, y_pred, _ in parts])[order]
-        found = [decisions for _, _, decisions in parts if decisions is not None]
+        held_out = self._held_out[repeat]
+        predicted = [self._predict(estimator, data) for estimator, (_, data) in zip(estimators, held_out, strict=True)]
+        order = np.argsort(np.concatenate([index for index, _ in held_out]))
+        found = [decisions for _, decisions in predicted if decisions is not None]
         if repeat == 0:
-            value = params.get(self._regularization or "")
-            self._from_strong_to_weak.setdefault(value, len(self._from_strong_to_weak))
-            self._candidates[number] = _Candidate(dict(params), y_pred)
+            weakness = 0
+            if self._regularization is not None:
+                # Grids go from strong to weak regularisation: a value is as weak as it comes late.
+                value = params.get(self._regularization)
+                weakness = self._from_strong_to_weak.setdefault(value, len(self._from_strong_to_weak))
+            self._candidates[number] = _Candidate(dict(params), weakness)
         candidate = self._candidates[number]
-        if not self._measure.reads_proba:
-            candidate.add(repeat, self._measure, self.data.y, y_pred)
+        candidate.y_pred.append(np.concatenate([y_pred for y_pred, _ in predicted])[order])
         if found:
             candidate.decisions.append(np.concatenate(found)[order])
         if repeat == len(self.folds) - 1:
-            self._calibrate(candidate)
+            self._complete(candidate)
             self._drop_worse(number)
 
     def choose(self) -> Chosen:
         """Return the best setting; of equals the one that was offered first."""
         assert self._candidates, "the grid is empty"
         candidates = [self._candidates[number] for number in sorted(self._candidates)]
-        top = max(candidates, key=lambda candidate: (candidate.gain, -_loss(candidate)))
+        top = max(candidates, key=lambda candidate: (candidate.gain, -candidate.loss))
         # Of log loss itself, the least is taken.
-        if top.loss is not None and self._measure.metric != "log_loss":
+        if top.losses is not None and self._measure.metric != "log_loss":
             able = [
                 candidate
                 for candidate in candidates
                 if is_within_chance(top.rows - candidate.rows, self.data.groups, standard_errors=_OF_ACCURACY)
             ]
-            least = min(map(_loss, able))
-            top = next(candidate for candidate in able if _loss(candidate) <= least + _SAME_LOSS)
+            least = min(candidate.loss for candidate in able)
+            top = next(candidate for candidate in able if candidate.loss <= least + _SAME_LOSS)
             if self._regularization is not None:
                 alike = [candidate for candidate in able if self._is_as_likely(candidate, top)]
-                top = min(alike, key=lambda candidate: (-self._weakness(candidate), _loss(candidate)))
-        score = self._measure.score(self.data.y, self._measure.outputs(top.y_pred, top.proba))
-        return Chosen(top.params, score, top.y_pred, top.proba, top.temperature, top.loss)
+                top = min(alike, key=lambda candidate: (-candidate.weakness, candidate.loss))
+        y_pred, loss = top.y_pred[0], None if top.losses is None else top.loss
+        score = self._measure.score(self.data.y, self._measure.outputs(y_pred, top.proba))
+        return Chosen(top.params, score, y_pred, top.proba, top.temperature, loss)
 
     def _predict(self, estimator: BaseEstimator, data: SplitData) -> tuple[np.ndarray, np.ndarray | None]:
         measure = self._measure
-        is_of_classes = measure.kind == "classification"
-        decisions = decisions_of(estimator, data, measure.n_outputs) if is_of_classes else None
-        if decisions is None:
+        if measure.kind != "classification" or not has_decisions(estimator):
             return measure.predict(estimator, data, 1.0), None
-        if data.has_several_views:
+        decisions = data.per_view(lambda rows: decision_values(estimator, rows, measure.n_outputs))
+        if data.eval_views.shape[1] > 1:
             temperature = fit_temperature(decisions, data.y) if needs_temperature(estimator) else 1.0
             return calibrated(decisions, temperature).argmax(axis=1), decisions
         # What others have written may predict another class than the most probable one, as scikit-learn's SVC does.
         own = isinstance(estimator, HeadMixin)
         return decisions[:, 0].argmax(axis=1) if own else measure.predict(estimator, data, 1.0), decisions
 
-    def _calibrate(self, candidate: _Candidate) -> None:
-        """Find its temperature and its log loss, from all repeats."""
-        if not candidate.decisions:
-            return
-        y, repeats = self.data.y, candidate.decisions
-        weight = self._measure.weights(y)
-        # Repeats are of the same samples, as views are.
-        found = fit_temperature(np.concatenate(repeats, axis=1), y, weight, near_one=self._near_one)
-        probabilities = [calibrated(decisions, found) for decisions in repeats]
-        if self._measure.reads_proba:
-            for repeat, proba in enumerate(probabilities):
-                candidate.add(repeat, self._measure, y, proba)
-        if self._measure.keeps_proba:
-            candidate.proba = probabilities[0]
-        of_label = [proba[np.arange(len(y)), y] for proba in probabilities]
-        losses = -np.log(np.maximum(of_label, _LEAST_PROBABILITY)).mean(axis=0)
-        candidate.temperature, candidate.loss = found, float(np.average(losses, weights=weight))
-        candidate.losses = np.asarray(losses if weight is None else losses * weight, np.float32)
-        candidate.decisions = []
+    def _complete(self, candidate: _Candidate) -> None:
+        """Find its metric, and of classes its temperature and its log loss, from all repeats."""
+        measure, y, outputs = self._measure, self.data.y, candidate.y_pred
+        if candidate.decisions:
+            weight = balanced_weights(y) if measure.balanced else None
+            # Repeats are of the same samples, as views are.
+            together = np.concatenate(candidate.decisions, axis=1)
+            candidate.temperature = fit_temperature(together, y, weight, near_one=self._near_one)
+            probabilities = [calibrated(decisions, candidate.temperature) for decisions in candidate.decisions]
+            outputs = probabilities if measure.reads_proba else outputs
+            candidate.proba = probabilities[0] if measure.keeps_proba else None
+            of_label = [proba[np.arange(len(y)), y] for proba in probabilities]
+            losses = -np.log(np.maximum(of_label, _LEAST_PROBABILITY)).mean(axis=0)
+            candidate.loss = float(np.average(losses, weights=weight))
+            candidate.losses = np.asarray(losses if weight is None else losses * weight, np.float32)
+        for repeat, read in enumerate(outputs):
+            rows = np.asarray(measure.row_scores(y, read), np.float32)
+            candidate.gain += (measure.sign * measure.score(y, read) - candidate.gain) / (repeat + 1)
+            candidate.rows = candidate.rows + (rows - candidate.rows) / (repeat + 1)
+        # Only the first repeat is shown and compared with other heads; the others would fill the memory.
+        candidate.y_pred, candidate.decisions = candidate.y_pred[:1], []
 
     def _drop_worse(self, number: int) -> None:
         """Forget settings that cannot be chosen any more: hundreds of them on many rows would fill the memory."""
@@ -230,30 +226,20 @@ class Selection:
             del self._candidates[number]
             return
         for key, kept in earlier:
-            if _loss(newest) < _loss(kept) - _SAME_LOSS and self._is_better(newest, kept):
+            if newest.loss < kept.loss - _SAME_LOSS and self._is_better(newest, kept):
                 del self._candidates[key]
 
     def _is_better(self, one: _Candidate, other: _Candidate) -> bool:
         """Tell whether the other need not be kept while the one is."""
-        if one.gain < other.gain or _loss(one) > _loss(other) + _SAME_LOSS:
+        if one.gain < other.gain or one.loss > other.loss + _SAME_LOSS:
             return False
-        return self._weakness(one) >= self._weakness(other) or not self._is_as_likely(other, one)
+        return one.weakness >= other.weakness or not self._is_as_likely(other, one)
 
     def _is_as_likely(self, candidate: _Candidate, top: _Candidate) -> bool:
         """Tell whether its log loss is within half a standard error of that of the top."""
         if candidate.losses is None or top.losses is None:
             return True
         return is_within_chance(candidate.losses - top.losses, self.data.groups, standard_errors=_OF_LOSS)
-
-    def _weakness(self, candidate: _Candidate) -> int:
-        """Return how weakly it is regularised, by the order in which values were offered; 0 where that is not asked."""
-        if self._regularization is None:
-            return 0
-        return self._from_strong_to_weak[candidate.params.get(self._regularization)]
-
-
-def _loss(candidate: _Candidate) -> float:
-    return 0.0 if candidate.loss is None else candidate.loss
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -322,7 +308,7 @@ def fold_numbers(y: np.ndarray, groups: np.ndarray | None = None, *, random_stat
     num_units = len(y) if groups is None else len(np.unique(groups))
     if num_units < 2:
         raise TaskError("all samples to fit on are of one group; settings are chosen on groups that are held out")
-    largest = largest_class(y, groups) if y.ndim == 1 else 1
+    largest = int(class_sizes(y, groups).max()) if y.ndim == 1 else 1
     count = min(MAX_FOLDS, largest if largest > 1 else num_units)
     if groups is None:
         kind = StratifiedKFold if largest > 1 else KFold
@@ -335,8 +321,8 @@ def fold_numbers(y: np.ndarray, groups: np.ndarray | None = None, *, random_stat
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for number, (_, held_out) in enumerate(splitter.split(y, y if y.ndim == 1 else None, groups)):
             fold[held_out] = number
-    if y.ndim == 1 and num_known(y, fold):
-        never = np.isin(y, _classes_of_one_fold(y, fold))
+    if y.ndim == 1 and (known := known_classes(y, fold)):
+        never = ~np.isin(y, known)
         if groups is not None:  # what is always fitted must not be of a group that is held out
             never = np.isin(groups, groups[never])
         if not never.all():
@@ -344,18 +330,7 @@ def fold_numbers(y: np.ndarray, groups: np.ndarray | None = None, *, random_stat
     return np.asarray(np.unique(fold, return_inverse=True)[1] - int((fold < 0).any()))
 
 
-def num_known(y: np.ndarray, fold: np.ndarray) -> int:
-    """Return how many classes have samples that are held out while others of them are fitted."""
+def known_classes(y: np.ndarray, fold: np.ndarray) -> list[int]:
+    """Return the classes that have samples which are held out while others of them are fitted."""
     held_out = fold >= 0
-    return len(np.unique(y[held_out])) - len(_classes_of_one_fold(y[held_out], fold[held_out]))
-
-
-def _classes_of_one_fold(y: np.ndarray, fold: np.ndarray) -> list[int]:
-    return [label for label in np.unique(y) if len(np.unique(fold[y == label])) == 1]
-
-
-def largest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
-    """Return how many samples, or groups, the class has that has the most."""
-    if groups is None:
-        return int(np.unique(y, return_counts=True)[1].max())
-    return max(len(np.unique(groups[y == label])) for label in np.unique(y))
+    return [label for label in np.unique(y[held_out]) if len(np.unique(fold[held_out & (y == label)])) > 1]

@@ -6,7 +6,7 @@ that no resampling into splits or folds can separate them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -61,11 +61,6 @@ class SplitData:
     def __len__(self) -> int:
         return len(self.y)
 
-    @property
-    def has_several_views(self) -> bool:
-        """Tell whether a sample is evaluated on more than one view."""
-        return self.eval_views.shape[1] > 1
-
     def fit_rows(self) -> FitRows:
         """Return every view as a row, with the label and the weight of its sample."""
         num_views = self.fit_views.shape[1]
@@ -76,38 +71,55 @@ class SplitData:
             groups = np.repeat(groups, num_views)
         return FitRows(_flat(self.fit_views), np.repeat(self.y, num_views, axis=0), weight, groups)
 
-    def eval_blocks(self) -> Iterator[Any]:
-        """Yield what samples are evaluated on, (n_rows, n_features), every view a row, some samples at a time."""
-        # Whole samples, so that the views of each are averaged within a block.
+    def per_view(self, predict: Callable[[Any], np.ndarray]) -> np.ndarray:
+        """Return what a function of rows predicts for each view of each sample, (n_samples, n_views, n_outputs)."""
+        # Features on disk come block by block; what is predicted from them fits into memory.
         num_samples = max(_BLOCK_BYTES // (self.eval_views[:1].nbytes or 1), 1)
+        found = []
         for start in range(0, len(self), num_samples):
             some = slice(start, start + num_samples)
-            yield _flat(self.eval_views[some if self.indices is None else self.indices[some]])
+            found.append(predict(_flat(self.eval_views[some if self.indices is None else self.indices[some]])))
+        whole = found[0] if len(found) == 1 else np.concatenate(found)
+        return whole.reshape(len(self), self.eval_views.shape[1], -1)
 
     def in_memory(self) -> SplitData:
-        """Return the same with plain arrays: another process is handed memory maps, by which heads know a disk."""
+        """Return the same with plain arrays, unless it is on disk.
+
+        Another process is handed memory maps, by which heads know a disk.
+        """
+        if self.on_disk:
+            return self
         # `numpy.asarray` of a map is a plain array of the same memory.
         eval_views = np.asarray(self.eval_views)
         fit_views = eval_views if self.fit_views is self.eval_views else np.asarray(self.fit_views)
-        return replace(self, eval_views=eval_views, fit_views=fit_views, on_disk=False)
+        return replace(self, eval_views=eval_views, fit_views=fit_views)
 
-    def take(self, indices: np.ndarray, budget: MemoryBudget | None = None) -> SplitData:
+    def take(
+        self, indices: np.ndarray, budget: MemoryBudget | None = None, *, for_evaluation: bool = False
+    ) -> SplitData:
         """Return some of the samples, with all that belongs to them; in memory, or within a budget.
+
+        Parameters
+        ----------
+        indices : ndarray of int
+        budget : MemoryBudget, optional
+        for_evaluation : bool
+            Nothing is fitted on them, and features on disk stay where they are.
 
         Raises
         ------
         RequestError
             Neither memory nor disk would hold them.
         """
+        groups, weight = (None if values is None else values[indices] for values in (self.groups, self.weight))
+        taken = replace(self, y=self.y[indices], groups=groups, weight=weight)
+        if for_evaluation and self.on_disk:
+            # A copy of what lies on disk would not fit into memory.
+            return replace(taken, indices=indices)
         eval_views = _taken(self.eval_views, indices, budget)
         fit_views = eval_views if self.fit_views is self.eval_views else _taken(self.fit_views, indices, budget)
         on_disk = budget is not None and any(isinstance(views, np.memmap) for views in (eval_views, fit_views))
-        return replace(self._of(indices), fit_views=fit_views, eval_views=eval_views, on_disk=on_disk)
-
-    def for_evaluation(self, indices: np.ndarray) -> SplitData:
-        """Return some of the samples to evaluate on; features on disk stay where they are."""
-        # A copy of what lies on disk would not fit into memory.
-        return replace(self._of(indices), indices=indices) if self.on_disk else self.take(indices)
+        return replace(taken, fit_views=fit_views, eval_views=eval_views, on_disk=on_disk)
 
     def with_samples_of(self, other: SplitData) -> SplitData:
         """Return the samples of both splits."""
@@ -122,10 +134,6 @@ class SplitData:
             groups=None if self.groups is None or other.groups is None else np.concatenate([self.groups, other.groups]),
             weight=None if self.weight is None or other.weight is None else np.concatenate([self.weight, other.weight]),
         )
-
-    def _of(self, indices: np.ndarray) -> SplitData:
-        groups, weight = (None if values is None else values[indices] for values in (self.groups, self.weight))
-        return replace(self, y=self.y[indices], groups=groups, weight=weight)
 
 
 Splits = Mapping[str, SamplesAndTargets | SplitData]
@@ -184,27 +192,28 @@ def _check_split(
     if len(y) == 0:
         raise TaskError(f"the {name} split has no rows; label some rows of it or leave the split out")
     y = check(name, y)
-    eval_views = _checked(X, name, (len(y), num_eval_views))
-    fit_views = eval_views
-    if isinstance(given, SplitData) and given.fit_views is not given.eval_views:
-        fit_views = _checked(_flat(given.fit_views), name, (len(y), given.fit_views.shape[1]))
-    return (
-        replace(given, y=y, fit_views=fit_views, eval_views=eval_views)
-        if isinstance(given, SplitData)
-        else SplitData(y=y, fit_views=fit_views, eval_views=eval_views)
-    )
+    if not isinstance(given, SplitData):
+        views = check_features(given[0], name)[:, None]
+        return SplitData(y=y, fit_views=views, eval_views=views)
+    eval_views = _check_views(given.eval_views, name)
+    fit_views = eval_views if given.fit_views is given.eval_views else _check_views(given.fit_views, name)
+    return replace(given, y=y, fit_views=fit_views, eval_views=eval_views)
 
 
-def _checked(X: Views, name: str, shape: tuple[int, int]) -> Views:
-    """Return checked features by sample and view; inputs are checked where they are decoded."""
-    return X if isinstance(X, InputDataset) else check_features(X, name).reshape(*shape, -1)
+def _check_views(views: Views, name: str) -> Views:
+    """Return checked features, or raise `HeadError`."""
+    # Inputs are checked where they are decoded: to check them here would decode all of them.
+    if isinstance(views, InputDataset):
+        return views
+    rows = views.reshape(views.shape[0] * views.shape[1], views.shape[2])
+    return check_features(rows, name).reshape(views.shape)
 
 
-def smallest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
-    """Return how many samples, or groups, the class has that has the fewest."""
+def class_sizes(y: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return how many samples, or groups, each class has that occurs, (n_classes,) int64."""
     if groups is None:
-        return int(np.unique(y, return_counts=True)[1].min())
-    return min(len(np.unique(groups[y == label])) for label in np.unique(y))
+        return np.unique(y, return_counts=True)[1]
+    return np.array([len(np.unique(groups[y == label])) for label in np.unique(y)])
 
 
 def _taken(features: Views, indices: np.ndarray, budget: MemoryBudget | None) -> Views:
@@ -227,9 +236,16 @@ def _concatenated(first: Views, second: Views) -> Views:
         assert isinstance(second, InputDataset)
         return first.with_samples_of(second)
     whole = first.base
-    if isinstance(whole, np.ndarray) and whole is second.base and first.shape[1:] == second.shape[1:]:
-        start, middle = _offset_in(whole, first), _offset_in(whole, second)
-        if start is not None and middle == start + first.size:
+    if (
+        isinstance(whole, np.ndarray)
+        and whole is second.base
+        and first.shape[1:] == second.shape[1:]
+        and all(data.flags.c_contiguous and data.dtype == whole.dtype for data in (whole, first, second))
+    ):
+        # Where the numbers of each begin among those of the whole; a view of an array does not say it otherwise.
+        begin = whole.__array_interface__["data"][0]
+        start, middle = ((data.__array_interface__["data"][0] - begin) // whole.itemsize for data in (first, second))
+        if middle == start + first.size:
             return whole.reshape(-1)[start : middle + second.size].reshape(-1, *first.shape[1:])
     if isinstance(first, np.memmap) and isinstance(second, np.memmap):
         return _concatenated_in_file(first, second)
@@ -253,13 +269,6 @@ def _offset_in_file(data: np.memmap) -> int:
     while isinstance(whole.base, np.memmap):
         whole = whole.base
     return int(whole.offset) + data.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
-
-
-def _offset_in(whole: np.ndarray, data: np.ndarray) -> int | None:
-    """Return where the numbers of a part begin in an array that holds them one after the other."""
-    if not (whole.flags.c_contiguous and data.flags.c_contiguous and whole.dtype == data.dtype):
-        return None
-    return (data.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) // whole.itemsize
 
 
 def _flat(views: Views) -> Views:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featurecache.errors import ReportWarning
+from featurecache.evaluation.configuring import HOLDS_ALL_ROWS
 from featurecache.evaluation.fit_progress import watched
 from featurecache.evaluation.fits import PlannedSearch, Result, num_samples_copied, run_searches
 from featurecache.evaluation.memory_budget import memory_budget
@@ -20,7 +21,6 @@ from featurecache.evaluation.metrics import metric_of
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.result_keys import COMPUTES, digest_of_labels
-from featurecache.evaluation.search import HOLDS_ALL_ROWS
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.summary import SweepLine, summarise
 from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
@@ -35,6 +35,7 @@ from featurecache.heads.head import NamedHead
 from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
+from featurecache.store.schemas import ResultBody
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
@@ -51,9 +52,17 @@ class LeftOut:
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
-        names = ("task", "backbone", "fingerprint", "tap", "dtype", "views", "head")
-        values = self.row.to_json()
-        return {**{name: values[name] for name in names}, "reason": self.reason}
+        row = self.row
+        return {
+            "task": row.task,
+            "backbone": row.backbone,
+            "fingerprint": row.fingerprint,
+            "tap": row.tap,
+            "dtype": row.dtype,
+            "views": row.views,
+            "head": row.head,
+            "reason": self.reason,
+        }
 
 
 @dataclass
@@ -134,7 +143,8 @@ def run_sweep(
         ``error``; so is one that was asked for by name and has to hold more in memory than may be there.
     """
     progress = progress or Silent()
-    progress.start("training heads", plan.num_searches(tasks, len(sets)))
+    num_heads = sum(len(plan.heads_for(task)) for task in tasks)
+    progress.start("training heads", len(sets) * len(plan.resamplings()) * num_heads)
     for task in tasks:
         plan.check(task)
     opened = open_task_features(store, tasks, sets, tta=plan.tta, balanced=plan.balanced, metric=plan.metric)
@@ -153,7 +163,10 @@ def run_sweep(
             with closing(_results(store, features, planned, plan, n_jobs, memory, steps_in)) as results:
                 for search, row, state in results:
                     if state == "left out" and not plan.heads:
-                        left_out.setdefault(row.head, LeftOut(row, _reason(row)))
+                        # As the rest of a sentence; what could be done about it is said of heads that were named.
+                        reason = str(row.error).removeprefix(f"head {row.head!r} ")
+                        reason = HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason
+                        left_out.setdefault(row.head, LeftOut(row, reason))
                     else:
                         found[search.key] = row
                         report.num_kept += state == "kept"
@@ -188,12 +201,12 @@ def _results(
     brought = {head.name for head in plan.heads if isinstance(head, NamedHead)}
     to_do = []
     for search in planned:
-        kept = None if search.head.name in brought else store.recall_result(search.key)
-        if kept is not None and set(kept) == set(COLUMNS):
+        kept = None if search.head.name in brought else store.recall(ResultBody, search.key)
+        if kept is not None and set(kept.row) == set(COLUMNS):
             # The names of a task and its features are this cache's; the scores belong to their contents.
             row = search.row
             names = {"task": row.task, "backbone": row.backbone, "fingerprint": row.fingerprint, "tap": row.tap}
-            yield search, SweepRow.from_json({**kept, **names, "dtype": row.dtype, "views": row.views}), "kept"
+            yield search, SweepRow.from_json({**kept.row, **names, "dtype": row.dtype, "views": row.views}), "kept"
         else:
             to_do.append(search)
     if not to_do:
@@ -222,7 +235,11 @@ def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, 
     """Return what is known of a search before it is done."""
     feature_set, measure = features.feature_set, features.measure
     with_all_labels = resample(splits, replace(resampling, shots=None, share=None), kind=measure.kind)
-    own_split = resampling.num_folds or features.task.has(resampling.evaluated_on)
+    split = "test" if resampling.on_test else "validation"
+    if resampling.num_folds:
+        split = "fold"
+    elif not features.task.has(split):  # then a quarter of train stands for it
+        split = "held out"
     return SweepRow(
         task=features.task.name,
         kind=measure.kind,
@@ -239,16 +256,10 @@ def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, 
         num_folds=resampling.num_folds,
         shots=resampling.shots,
         share=resampling.share,
-        split=resampling.evaluated_on if own_split else "held out",
+        split=split,
         measure=measure.primary,
         n_available=len(with_all_labels["train"]),
     )
-
-
-def _reason(row: SweepRow) -> str:
-    """Return why a head was left out, as the rest of a sentence."""
-    reason = str(row.error).removeprefix(f"head {row.head!r} ")
-    return HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason
 
 
 def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels: str) -> str:

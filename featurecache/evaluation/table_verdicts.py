@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.bootstrap import num_units, slack, weights_of_resamples
+from featurecache.evaluation.bootstrap import num_units, weights_of_resamples
 from featurecache.evaluation.comparison import EQUIVALENT_WITHIN, Comparison
 from featurecache.evaluation.intervals import holding
 from featurecache.evaluation.measure import Measure
-from featurecache.evaluation.proportions import Z95
+from featurecache.evaluation.proportions import Z95, wilson
 from featurecache.evaluation.resampled_measure import ResampledMeasure
 
 LEVEL = 0.045
@@ -96,7 +96,7 @@ def compare_heads(
         One for each head; p values are adjusted for the table, and intervals hold for all heads at once. That of the
         chosen one says nothing.
     """
-    if measure.kind == "multilabel" and isinstance(measure, ResampledMeasure) and measure.is_drawn:
+    if measure.kind == "multilabel" and isinstance(measure, ResampledMeasure) and measure.is_plain:
         draws = _resampled(measure, y, predictions, chosen, groups)
     else:
         if measure.kind == "regression":
@@ -105,7 +105,10 @@ def compare_heads(
             rows = np.stack([measure.row_scores(y, predicted) for predicted in predictions], axis=1) / len(y)
         draws = _flipped(rows, groups, chosen)
     p_values, critical = _step_down(draws, chosen)
-    student = _student(critical, draws.num_units)
+    count = draws.num_units
+    # The t value of a mean over so many units whose sum, divided by its uncentred spread, is the critical value. That
+    # quotient is at most the square root of their number, which no difference between units leaves.
+    student = critical * np.sqrt((count - 1) / (count - critical**2)) if count > critical**2 else np.inf
     halves = np.array([error * student if error > 0 else 0.0 for error in draws.errors.tolist()])
     # No two scores between 0 and 1 are further apart.
     most = np.inf if measure.kind == "regression" else measure.range_of(measure.primary)[1]
@@ -115,8 +118,8 @@ def compare_heads(
     ):
         low, high = holding(difference, max(difference - half, -most), min(difference + half, most))
         if np.array_equal(predicted, predictions[chosen]):
-            # All resamples are alike, which is no certainty about other rows.
-            least = min(slack(draws.num_units), most)
+            # All resamples are alike, which is no certainty about other rows: a share of so many could be as far off.
+            least = min(1 - float(wilson(count, count)[0]), most)
             found.append(Comparison(difference, min(low, -least), max(high, least), 1.0, "the same answers"))
         else:
             found.append(_comparison(difference, low, high, p_value, len(y)))
@@ -162,7 +165,7 @@ def _flipped(rows: np.ndarray, groups: np.ndarray | None, chosen: int) -> _Draws
         ]
     )
     scales = np.sqrt(_squared_distances(differing))
-    return _Draws(observed, errors, chance, scales, _divided(observed, scales[chosen]), num_units)
+    return _Draws(observed, errors, chance, scales, _in_scales(observed, scales[chosen]), num_units)
 
 
 def _resampled(
@@ -186,7 +189,7 @@ def _resampled(
     # The bootstrap divides by n, where few units need n - 1 and Student's t instead of the normal distribution.
     few = float(student_t.ppf(0.975, count - 1)) / Z95
     errors = scales[chosen] * np.sqrt(count / (count - 1)) * few
-    return _Draws(observed, errors, chance, scales, _divided(observed, errors), count)
+    return _Draws(observed, errors, chance, scales, _in_scales(observed, errors), count)
 
 
 def _squared_distances(columns: np.ndarray) -> np.ndarray:
@@ -198,7 +201,7 @@ def _squared_distances(columns: np.ndarray) -> np.ndarray:
     return np.where(found > 1e-12 * squares.max(initial=0.0), found, 0.0)
 
 
-def _divided(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def _in_scales(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return np.abs(values) / np.where(scales > 0, scales, np.inf)
 
 
@@ -211,7 +214,7 @@ def _step_down(draws: _Draws, chosen: int) -> tuple[np.ndarray, float]:
     # From the last step, at which only one head is left to compare, to the first: each adds the pairs of one head.
     for step in reversed(range(len(order))):
         head, others = order[step], [chosen, *order[step + 1 :]]
-        pairs = _divided(draws.chance[:, [head]] - draws.chance[:, others], draws.scales[head, others])
+        pairs = _in_scales(draws.chance[:, [head]] - draws.chance[:, others], draws.scales[head, others])
         greatest = np.maximum(greatest, pairs.max(axis=1))
         maxima.append(greatest)
     least = 0.0
@@ -223,12 +226,6 @@ def _step_down(draws: _Draws, chosen: int) -> tuple[np.ndarray, float]:
         least = max(least, (above + (equal + 1) / 2) / (len(chance) + 1)) if statistic > 0 else 1.0
         p_values[head] = least
     return p_values, float(np.quantile(greatest, 1 - LEVEL)) if greatest.any() else Z95
-
-
-def _student(critical: float, count: int) -> float:
-    """Return the t value of a mean over so many units whose sum, divided by its uncentred spread, is ``critical``."""
-    # That quotient is at most the square root of their number, which no difference between units leaves.
-    return critical * np.sqrt((count - 1) / (count - critical**2)) if count > critical**2 else np.inf
 
 
 def _comparison(difference: float, low: float, high: float, p_value: float, n: int) -> Comparison:

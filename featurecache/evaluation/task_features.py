@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ import numpy as np
 from featurecache.errors import RequestError, TaskError, UnknownNameError, command_line
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.memory_budget import MemoryBudget
+from featurecache.evaluation.memory_budget import MemoryBudget, memory_for_features
 from featurecache.evaluation.split_data import SplitData, Views
 from featurecache.heads.gradient.datasets import InputDataset
 from featurecache.heads.thresholds import threshold_rule
@@ -34,7 +34,6 @@ class InputFeatures(Protocol):
 
     def dataset(self, rows: Rows) -> InputDataset:
         """Return the inputs of rows of the sample table."""
-        ...
 
 
 class TaskFeatures(NamedTuple):
@@ -46,13 +45,6 @@ class TaskFeatures(NamedTuple):
     eval_set: FeatureSet
     features: Features
     eval_features: Features
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the features of all samples of the task, in float32: at most what `read_splits` asks for."""
-        counted = {features.num_views: features for features in (self.features, self.eval_features)}.values()
-        num_samples = len(self.task.ids)
-        return 4 * num_samples * sum((kept.num_views or 1) * math.prod(kept.view_shape) for kept in counted)
 
 
 def open_task_features(
@@ -122,6 +114,33 @@ def open_task_features(
         for task, measure in zip(tasks, measures, strict=True)
         for features in opened
     ]
+
+
+def groups_in_memory(opened: Sequence[TaskFeatures], memory: int | None) -> Iterator[list[TaskFeatures]]:
+    """Yield groups of features that memory holds at a time, so that their heads can be fitted side by side.
+
+    Parameters
+    ----------
+    opened : sequence of TaskFeatures
+    memory : int or None
+        Bytes, as for `train_heads`.
+    """
+    left, group = 0, list[TaskFeatures]()
+    for features in opened:
+        # In float32, of all samples: at most what `read_splits` asks for, which reads what heads are evaluated on by
+        # itself only where that has other views.
+        both = {kept.num_views: kept for kept in (features.features, features.eval_features)}.values()
+        num_numbers = sum((kept.num_views or 1) * math.prod(kept.view_shape) for kept in both)
+        num_bytes = 4 * len(features.task.ids) * num_numbers
+        if group and num_bytes > left:
+            yield group
+            group = []
+        if not group:
+            left = memory_for_features(memory)
+        left -= num_bytes
+        group.append(features)
+    if group:
+        yield group
 
 
 def _positive(task: Task, name: str | None) -> int:
@@ -258,8 +277,8 @@ def _eval_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> 
     for other in store.feature_sets():
         if (other.fingerprint, other.tap, other.dtype) == (plain.fingerprint, tap, dtype):
             return other
-    wanted = ("--backbone", plain.backbone, "--tap", tap, "--dtype", dtype)
-    command = command_line("extract", "SOURCE", "--cache", store.path, *wanted)
+    options = ("--backbone", plain.backbone, "--tap", tap, "--dtype", dtype)
+    command = command_line("extract", "SOURCE", "--cache", store.path, *options)
     raise RequestError(
         f"heads on views of tap {tap!r} are evaluated on its plain features, which are not in {store.path} as {dtype}; "
         f"run `{command}`, or pass --tta"

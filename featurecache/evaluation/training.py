@@ -6,7 +6,7 @@ probabilities over their views.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
@@ -18,21 +18,23 @@ from featurecache.errors import HeadError, ReportWarning, unique_warnings
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.chosen_score import ChosenScore, chosen_score
 from featurecache.evaluation.comparison import Comparison
+from featurecache.evaluation.configuring import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, resolve
 from featurecache.evaluation.details import Details
+from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.kept_results import KeptResults, search_new
 from featurecache.evaluation.limits import check_limits, reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.memory_budget import memory_budget, memory_for_features
-from featurecache.evaluation.parallel_search import HeadsAndData, search_all
+from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
 from featurecache.evaluation.ranking import ranked
 from featurecache.evaluation.scores import confusion
-from featurecache.evaluation.search import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, HeadResult, resolve
+from featurecache.evaluation.search import HeadsAndData, search_all
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.table_verdicts import compare_heads
 from featurecache.evaluation.task_features import (
     MAX_NUMBERS,
     TaskFeatures,
+    groups_in_memory,
     open_task_features,
     read_splits,
     rows_of_split,
@@ -111,8 +113,8 @@ class TrainingReport:
 
     def __repr__(self) -> str:
         best, name = self.best.result, self.measure.primary
-        figures = (best.test or best.validation).to_json()
-        value, low, high = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        scores = (best.test or best.validation).to_json()
+        value, low, high = (scores.get(f"{name}{end}") for end in ("", "_low", "_high"))
         interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
         figure = "" if value is None else f", {best.reported} {name.replace('_', ' ')} {value:.3f}{interval}"
         return f"TrainingReport({self.task.name!r}: {best.head} of {len(self.heads)} heads{figure})"
@@ -143,7 +145,7 @@ class TrainingReport:
 
         None for the chosen one, and for heads that were chosen in another way, on other rows.
         """
-        y, predictions, groups = _shared_rows(self._compared(), self.measure)
+        y, predictions, groups = _shared_rows(self.heads, self.measure)
         found = iter(compare_heads(self.measure, y, predictions, 0, groups))
         protocol = self.best.result.protocol
         compared = [next(found) if head.result.protocol == protocol else None for head in self.heads]
@@ -151,7 +153,7 @@ class TrainingReport:
 
     def chosen_score(self) -> ChosenScore | None:
         """Return the chosen head's score on the rows that chose it, corrected for that; None of a single head."""
-        y, predictions, groups = _shared_rows(self._compared(), self.measure)
+        y, predictions, groups = _shared_rows(self.heads, self.measure)
         return chosen_score(self.measure, y, predictions, groups)
 
     def compare(self, head: TrainedHead, other: TrainedHead) -> Comparison | None:
@@ -166,10 +168,6 @@ class TrainingReport:
             return None
         y, (first, second), groups = _shared_rows([head, other], self.measure)
         return self.measure.compare(y, first, second, groups)
-
-    def _compared(self) -> list[TrainedHead]:
-        """Return the heads that were chosen in the same way as the chosen one, which comes first."""
-        return [head for head in self.heads if head.result.protocol == self.best.result.protocol]
 
     @property
     def measure(self) -> Measure:
@@ -295,8 +293,6 @@ def train_heads(
     # What a head does that somebody brought along may change without its name changing.
     brought = frozenset(head.name for head in heads if isinstance(head, NamedHead))
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
-    # Samples of the last split are used once and never fitted on.
-    fit_splits = [split for split in SPLITS if task.has(split)][:-1]
     opened = open_task_features(
         store,
         [task],
@@ -309,24 +305,16 @@ def train_heads(
         max_numbers=max_numbers,
     )
     measure = opened[0].measure
-    for group in _that_fit_together(opened, memory):
-        wanted = []
+    for group in groups_in_memory(opened, memory):
         with memory_budget(store.path, memory) as budget:
-            for features in group:
-                # Of either features: a sample without one of them is in no split.
-                report.left_out |= {**task.left_out(features.features), **task.left_out(features.eval_features)}
-                splits = read_splits(task, features.features, features.eval_features, fit_splits, budget)
-                for head in named:
-                    check_limits(head, splits, len(task.classes), memory=memory)
-                # On the features of one tap it may be too much, and on those of another not.
-                where = "" if len(sets) == 1 else f" on {features.feature_set.tap}"
-                able = named or _able_heads(task, splits, memory, report.heads_left_out, where)
-                wanted.append(HeadsAndData(able, splits, where))
+            requests = [
+                _heads_and_data(features, named, report, budget, memory, with_tap=len(sets) > 1) for features in group
+            ]
             if take_up and threshold is None:  # what is kept has no thresholds
-                keep = [KeptResults(store, features, random_state, brought) for features in group]
-                found = search_new(wanted, keep, measure, random_state, n_jobs=n_jobs, progress=progress)
+                kept = [KeptResults(store, features, random_state, brought) for features in group]
+                found = search_new(requests, kept, measure, random_state, n_jobs=n_jobs, progress=progress)
             else:
-                found = search_all(wanted, measure, random_state, n_jobs=n_jobs, progress=progress)
+                found = search_all(requests, measure, random_state, n_jobs=n_jobs, progress=progress)
         for features, results in zip(group, found, strict=True):
             report.heads += [TrainedHead(task, features.feature_set, result, features.eval_set) for result in results]
     if not report.heads:
@@ -336,19 +324,27 @@ def train_heads(
     return report
 
 
-def _that_fit_together(opened: list[TaskFeatures], memory: int | None) -> Iterator[list[TaskFeatures]]:
-    """Yield groups of features that memory holds at a time, so that their heads can be fitted side by side."""
-    left, group = 0, list[TaskFeatures]()
-    for features in opened:
-        if group and features.num_bytes > left:
-            yield group
-            group = []
-        if not group:
-            left = memory_for_features(memory)
-        left -= features.num_bytes
-        group.append(features)
-    if group:
-        yield group
+def _heads_and_data(
+    features: TaskFeatures,
+    named: Sequence[NamedHead],
+    report: TrainingReport,
+    budget: MemoryBudget,
+    memory: int | None,
+    *,
+    with_tap: bool,
+) -> HeadsAndData:
+    """Read the splits of a task, and choose the heads that are fitted on them; the report gets what is left out."""
+    task = features.task
+    # Of either features: a sample without one of them is in no split.
+    report.left_out |= {**task.left_out(features.features), **task.left_out(features.eval_features)}
+    # Samples of the last split are used once and never fitted on.
+    fit_splits = [split for split in SPLITS if task.has(split)][:-1]
+    splits = read_splits(task, features.features, features.eval_features, fit_splits, budget)
+    # On the features of one tap a head may need too much, and on those of another not.
+    where = f" on {features.feature_set.tap}" if with_tap else ""
+    for head in named:
+        check_limits(head, splits, len(task.classes), memory=memory)
+    return HeadsAndData(named or _able_heads(task, splits, memory, report.heads_left_out, where), splits, where)
 
 
 def _able_heads(
@@ -386,7 +382,11 @@ def selection_rows(head: TrainedHead) -> Rows:
 def _shared_rows(
     heads: Sequence[TrainedHead], measure: Measure
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
-    """Return targets, what the metric reads of each head, and groups, of the rows by which all of them were chosen."""
+    """Return targets, what the metric reads of each head, and groups, of the rows by which all of them were chosen.
+
+    Heads that were chosen in another way than the first, on other rows, are left out.
+    """
+    heads = [head for head in heads if head.result.protocol == heads[0].result.protocol]
     rows = [selection_rows(head) for head in heads]
     # Heads on other features may lack samples that were bad there.
     shared = reduce(partial(np.intersect1d, assume_unique=True), rows)

@@ -6,7 +6,7 @@ The other levels of verification (in ``store/``) ask whether a cache is what it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import FeatureCacheError, InputError, RequestError
 from featurecache.extraction import drift
-from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import TRANSIENT, run_pipeline, to_stored
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.recomputation import Inputs
+from featurecache.extraction.reproduction import may_be
 from featurecache.progress import Progress, Silent
 from featurecache.sources.source import Source
 from featurecache.store.dtypes import decode
@@ -57,7 +57,7 @@ class DeepVerification:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {**vars(self), "problems": [problem.to_json() for problem in self.problems]}
+        return {**vars(self), "problems": list(map(asdict, self.problems))}
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def verify_deep(
     """
     if num_rows < 1:
         raise RequestError(f"rows to compute again must be at least 1, got {num_rows}")
-    sets = [s for s in store.feature_sets() if inputs.concern(s)] or store.select_sets(backbone=inputs.backbone)
-    source = inputs.open_source()
-    sets = sets_for(source, sets)
-    listing = take_inventory(store, source, progress).now
+    sets = [s for s in store.feature_sets() if may_be(s.identity.backbone, inputs.backbone)]
+    # Where there are none, this raises an error that names those that there are.
+    sets = sets or store.select_sets(backbone=inputs.backbone)
+    source, listing, sets = inputs.find(store, sets, progress)
     found, rng = DeepVerification(), np.random.default_rng(random_state)
     for fingerprint in dict.fromkeys(feature_set.fingerprint for feature_set in sets):
         group = [feature_set for feature_set in sets if feature_set.fingerprint == fingerprint]
@@ -168,9 +168,7 @@ def _compute(
                 progress.advance(len(outcome.problems))
         features = {tap.name: np.concatenate([o.features[tap.name] for o in outcomes]) for tap in taps}
         problems = [problem for outcome in outcomes for problem in outcome.problems]
-        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(
-            ran, drift.provenance_of(runtime)
-        )
+        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(ran, runtime)
     finally:
         runtime.close()
 
@@ -180,13 +178,16 @@ def _compare(
 ) -> None:
     """Compare the rows that one feature set holds."""
     again = again.of(features)
+    if not len(again.rows):  # a tap that was added for fewer samples holds none of these
+        return
     rounded = "float32" if feature_set.dtype == "int8" else feature_set.dtype  # its steps depend on the whole shard
     stored, bad_now = to_stored(again.features[feature_set.tap], again.problems, rounded)
     statuses = [features.bad[row][0] if row in features.bad else "good" for row in again.rows.tolist()]
     statuses_now = [bad_now[index].status if index in bad_now else "good" for index in range(len(statuses))]
     good = np.array([pair == ("good", "good") for pair in zip(statuses, statuses_now, strict=True)], bool)
     errors = np.zeros(len(good))
-    errors[good] = _relative_errors(features.read(again.rows[good]), decode(stored[good], rounded))
+    if good.any():
+        errors[good] = _relative_errors(features.read(again.rows[good]), decode(stored[good], rounded))
     limit = drift.tolerance(feature_set.dtype, feature_set.identity.precision)
     wrong = [
         f"{path} is stored as {before}, and is {now} now"

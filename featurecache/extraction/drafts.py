@@ -69,6 +69,7 @@ class Draft:
         self._remarks += outcome.remarks
         self.bad |= {self._start + index: error for index, error in problems.items()}
         self._start += len(values)
+        # As readers will see them: what differs in float32 only may be constant in the stored type.
         self._constant.add(decode(np.delete(stored, list(problems), axis=0), self._draft_dtype))
         if self._precision is None and len(good := np.delete(values, list(problems), axis=0)[:_ROWS_MEASURED]):
             arrays = stored_arrays(good, self._dtype, self._views)
@@ -92,7 +93,7 @@ class Draft:
         """
         keep = np.array([i not in self.bad or self.bad[i].status not in TRANSIENT for i in range(len(rows))], bool)
         if not keep.any():
-            return True
+            return True  # nothing to commit, and so nobody who could have been first
         # The usual case: what was written as it came is the shard. Else its good rows are copied into another one.
         if keep.all() and self._dtype == self._draft_dtype:
             self._writer.append("id", ids)

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import DriftError, InputError
 from featurecache.extraction.modality import InputDigests, Modality
-from featurecache.sources.inputs import Input
+from featurecache.extraction.reading import inputs_of_rows
+from featurecache.sources.source import Source
 from featurecache.specs import shape_of_row
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import Features
+from featurecache.store.listings import Listing
 from featurecache.store.schemas import Provenance, ReferenceBody
 from featurecache.versions import installed_versions
 
@@ -80,8 +81,9 @@ def recorded_provenance(sets: Sequence[FeatureSet]) -> Provenance | None:
     return None
 
 
-def changes(stored: Provenance, now: Provenance) -> list[str]:
-    """Say what differs between two provenances, of those things that may change features."""
+def changes(stored: Provenance, runtime: Runtime) -> list[str]:
+    """Say what a runtime has here that features were not made with, of those things that may change features."""
+    now = provenance_of(runtime)
     # What this program, h5py and scikit-learn are makes no feature.
     flat = [{**p.versions, "runtime": p.runtime, "device": p.device, "machine": p.machine} for p in (stored, now)]
     names = sorted(flat[0].keys() & flat[1].keys() - {"featurecache", "h5py", "scikit-learn"})
@@ -104,19 +106,21 @@ def explained(before: Provenance, runtime: Runtime, advice: str) -> Iterator[Non
     try:
         yield
     except DriftError as error:
-        since = ", ".join(changes(before, provenance_of(runtime))) or "no library, so the code of the network itself"
+        since = ", ".join(changes(before, runtime)) or "no library, so the code of the network itself"
         raise DriftError(f"{error}. What has changed since: {since}. Go back to that, or {advice}") from None
 
 
-def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runtime, modality: Modality) -> None:
+def check_stored(
+    feature_set: FeatureSet, source: Source, listing: Listing, runtime: Runtime, modality: Modality
+) -> None:
     """Compute a few stored samples again and compare.
 
     Parameters
     ----------
-    features : Features
+    feature_set : FeatureSet
         What is stored; its commits say which rows can be compared stage by stage.
-    inputs : mapping of int to Input
-        The samples of some rows.
+    source, listing : Source, Listing
+        Where samples can be read, and what it held at the scan.
     runtime, modality
         As in extraction.
 
@@ -125,9 +129,12 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
     DriftError
         The features differ beyond tolerance.
     """
+    features = feature_set.open()
     recorded = {row: InputDigests(*digests) for c in features.commits for row, *digests in c.body.get("probe", [])}
+    held = np.intersect1d(np.array(list(recorded), np.int64), listing.unique_rows)
+    inputs = dict(zip(held.tolist(), inputs_of_rows(source, listing, feature_set.samples, held), strict=True))
     readable: dict[int, bytes] = {}
-    for row in list(recorded):
+    for row in recorded:
         if row in inputs and len(readable) < _MOST_SAMPLES:
             try:
                 readable[row] = inputs[row].read()
@@ -136,16 +143,18 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
     if not readable:
         return
     rows = np.array(sorted(readable), np.int64)
+    digests = []
+    for row in rows.tolist():
+        try:
+            digests.append((recorded[row], _digests_of(readable[row], modality)))
+        except InputError as error:  # what has a digest was decoded once
+            raise DriftError(
+                f"{inputs[row].name} has features in tap {features.tap!r}, and cannot be decoded on this machine "
+                f"({error.reason}), so the first stage that changed is: {modality.stage_names[0]}"
+            ) from None
     now = _run([readable[row] for row in rows.tolist()], runtime, modality)[features.tap]
-    digests = [(recorded[row], _digests_of(readable[row], modality)) for row in rows.tolist()]
     limit = tolerance(features.dtype, runtime.precision)
-    if difference := _difference(features.read(rows), now, limit):
-        raise _drifted(difference, limit, features.tap, digests, modality)
-
-
-def reference_rows(features: Features) -> list[int]:
-    """Rows of which a digest of each stage before the network is kept."""
-    return [row for commit in features.commits for row, *_ in commit.body.get("probe", [])]
+    _compare(features.read(rows), now, digests, limit=limit, tap=features.tap, modality=modality)
 
 
 def reference(runtime: Runtime, modality: Modality) -> ReferenceBody:
@@ -197,10 +206,9 @@ def check_reference(recorded: ReferenceBody, tap: str, runtime: Runtime, modalit
     """
     now = reference(runtime, modality)
     before, after = (np.array(record.features[tap], np.float32) for record in (recorded, now))
-    digests = [[InputDigests(*pair) for pair in record.stages] for record in (recorded, now)]
-    limit = tolerance("float32", runtime.precision)
-    if difference := _difference(before, after, limit):
-        raise _drifted(difference, limit, tap, list(zip(*digests, strict=True)), modality)
+    stages = [[InputDigests(*pair) for pair in record.stages] for record in (recorded, now)]
+    digests = list(zip(*stages, strict=True))
+    _compare(before, after, digests, limit=tolerance("float32", runtime.precision), tap=tap, modality=modality)
 
 
 def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[str, NDArray[np.float32]]:
@@ -227,24 +235,28 @@ def _digests_of(data: bytes, modality: Modality) -> InputDigests:
     return digests
 
 
-def _difference(before: NDArray[Any], after: NDArray[Any], limit: float) -> float | None:
-    """Return the largest difference relative to the largest feature, if it is beyond tolerance."""
+def _compare(
+    before: NDArray[Any],
+    after: NDArray[Any],
+    digests: Sequence[tuple[InputDigests, InputDigests]],
+    *,
+    limit: float,
+    tap: str,
+    modality: Modality,
+) -> None:
+    """Raise `DriftError` with the first stage that changed, unless the features agree within ``limit``."""
+    # Relative to the largest feature of all: one that is nearly zero would differ by any multiple of itself.
     scale = max(float(np.abs(before.astype(np.float32)).max(initial=0)), 1e-12)
     difference = float(np.abs(before.astype(np.float32) - after.reshape(before.shape)).max(initial=0)) / scale
-    return None if difference <= limit else difference
-
-
-def _drifted(
-    difference: float, limit: float, tap: str, digests: Sequence[tuple[InputDigests, InputDigests]], modality: Modality
-) -> DriftError:
-    """Name the first stage that changed."""
+    if difference <= limit:  # NaN is not
+        return
     if any(before.decoded != now.decoded for before, now in digests):
         stage = modality.stage_names[0]
     elif any(before.prepared != now.prepared for before, now in digests):
         stage = modality.stage_names[1]
     else:
         stage = "features"
-    return DriftError(
+    raise DriftError(
         f"this machine makes other numbers for tap {tap!r} than those stored: they differ by {difference:.1e} of the "
         f"largest (tolerance {limit:.0e}), and the first stage that changed is: {stage}"
     )

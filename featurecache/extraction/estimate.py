@@ -72,11 +72,17 @@ def estimate(
     RequestError
         More bytes than are free: a run of hours should not end with a full disk.
     """
-    a_row = {s.tap: _row_bytes(s, taps[s.tap]) for s in sets}
+    views = sets[0].num_views or 1  # the same of all: they have one fingerprint
+    row_bytes = {}
+    for feature_set in sets:
+        tap, itemsize = taps[feature_set.tap], np.dtype(STORED[feature_set.dtype]).itemsize
+        # The id of a sample is stored once for all of its views.
+        row_bytes[feature_set.tap] = bytes_per_sample(tap, itemsize=itemsize) + (views - 1) * itemsize * math.prod(
+            tap.shape
+        )
     num_rows = sum(len(shard.rows) for shard in shards)
-    num_bytes = sum(len(shard.rows) * a_row[tap] for shard in shards for tap in shard.taps)
+    num_bytes = sum(len(shard.rows) * row_bytes[tap] for shard in shards for tap in shard.taps)
     free = shutil.disk_usage(cache).free
-    views = sets[0].num_views or 1
     found = Estimate(num_rows, num_bytes, free, num_rows * views / rate if rate else None)
     if num_bytes > free:
         raise RequestError(
@@ -84,9 +90,3 @@ def estimate(
             f"the disk of {cache}; free some, or choose another disk, smaller taps, or --dtype float16"
         )
     return found
-
-
-def _row_bytes(feature_set: FeatureSet, tap: Tap) -> int:
-    itemsize = np.dtype(STORED[feature_set.dtype]).itemsize
-    views = feature_set.num_views or 1
-    return bytes_per_sample(tap, itemsize=itemsize) + (views - 1) * itemsize * math.prod(tap.shape)

@@ -7,6 +7,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from featurecache.backbones.providers.module_in_memory import name_module
+from featurecache.backbones.registry import full_name, request_digest
 from featurecache.errors import RequestError
 from featurecache.extraction.engines import make_engine
 from featurecache.extraction.job import ExtractionJob
@@ -141,8 +143,6 @@ def make_requests(
     if len(requests) > 1 and not (weights is None and weights_key is None):
         raise RequestError(f"weights are of one backbone, and {len(requests)} are named; extract one after the other")
     if len(requests) > 1:  # a mistake in the last name must not cost what the others take
-        from featurecache.backbones.registry import request_digest
-
         for request in requests:
             request_digest(request)
     return requests
@@ -177,11 +177,7 @@ def make_request(
         Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` or ``float16``; part of the fingerprint.
     """
     if not isinstance(backbone, str):
-        from featurecache.backbones.providers.module_in_memory import name_module
-
         backbone = name_module(backbone)
-    from featurecache.backbones.registry import full_name
-
     # None stands for an option that was not given.
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
     return BackboneRequest(

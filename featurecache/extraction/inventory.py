@@ -7,7 +7,6 @@ is shown to people and never opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +17,7 @@ from numpy.typing import NDArray
 from featurecache.extraction.scan import identified, known_rows
 from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
-from featurecache.sources.source import Source, check_modality
-from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import Features
+from featurecache.sources.source import Source
 from featurecache.store.listings import Listing, merged_rows
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
@@ -57,17 +54,12 @@ class Inventory:
 
     def describe(self, store: FeatureStore) -> dict[str, Any]:
         """Return `to_json`, with the samples that each feature set of the cache has, and those that no source holds."""
-        cached = [{**s.to_json(), "samples": self.count_cached(s.open())} for s in store.feature_sets()]
-        return {**self.to_json(), "cached": cached, "orphaned_samples": self.count_orphans(store)}
-
-    def count_cached(self, features: Features) -> int:
-        """Count the samples that the source holds now and that have a row in some features."""
-        return int(np.isin(self.now.unique_rows, features.rows).sum())
-
-    def count_orphans(self, store: FeatureStore) -> int:
-        """Count the samples that neither this source now nor another one, when last extracted, holds."""
+        rows = self.now.unique_rows
+        cached = [{**s.to_json(), "samples": int(np.isin(rows, s.open().rows).sum())} for s in store.feature_sets()]
+        # Of the other sources it is known only what they held when they were last extracted.
         others = [listing for listing in store.listings.all() if listing.root != self.now.root]
-        return len(store.samples) - len(merged_rows([self.now, *others]))
+        num_orphans = len(store.samples) - len(merged_rows([self.now, *others]))
+        return {**self.to_json(), "cached": cached, "orphaned_samples": num_orphans}
 
     @cached_property
     def changes(self) -> Changes:
@@ -94,11 +86,11 @@ class Inventory:
         # The name of what is lost is still there where its file was edited, or cannot be read now.
         kept = was[np.setdiff1d(np.flatnonzero(was >= 0), renamed)]
         return Changes(
-            added=_names(self.now.paths, new[rows[new] < 0]),
-            edited=_names(self.now.paths, rest[edited]),
-            renamed=_names(self.now.paths, renamed),
-            copied=_names(self.now.paths, new[rows[new] >= 0]),
-            removed=_names(paths_before, lost[~np.isin(lost, kept)]),
+            added=list(self.now.paths.take(new[rows[new] < 0])),
+            edited=list(self.now.paths.take(rest[edited])),
+            renamed=list(self.now.paths.take(renamed)),
+            copied=list(self.now.paths.take(new[rows[new] >= 0])),
+            removed=list(paths_before.take(lost[~np.isin(lost, kept)])),
         )
 
 
@@ -127,16 +119,13 @@ class Changes:
     removed: list[str]
 
 
-def _names(paths: TextColumn, indices: NDArray[np.int64]) -> list[str]:
-    return [paths[index] for index in indices.tolist()]
-
-
 def _paired(rows: Rows, others: Rows) -> NDArray[np.bool_]:
     """Tell which of ``rows`` have a partner of the same number in ``others``, each partner serving one."""
     order = np.argsort(rows, kind="stable")
     ordered, others = rows[order], np.sort(others)
     rank = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
     count = np.searchsorted(others, ordered, side="right") - np.searchsorted(others, ordered)
+    # Of equal rows, the first so many have a partner as there are partners.
     paired = np.zeros(len(rows), bool)
     paired[order] = rank < count
     return paired
@@ -165,11 +154,3 @@ def take_inventory(store: FeatureStore, source: Source, progress: Progress | Non
     now = Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)
     # Copies among new files have one id, and count once.
     return Inventory(now, before, len(np.unique(np.concatenate(new), axis=0)))
-
-
-def sets_for(source: Source, sets: Sequence[FeatureSet]) -> list[FeatureSet]:
-    """Return the feature sets whose kind of input a source holds; it is an error if there are only others."""
-    fitting = [s for s in sets if s.identity.preprocess.modality == source.modality]
-    if sets and not fitting:
-        check_modality(source, sets[0].identity.preprocess, sets[0].identity.backbone)
-    return fitting

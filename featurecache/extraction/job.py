@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from featurecache.hashing import digest_json
 from featurecache.sources.opening import SourceSpec, open_spec
 from featurecache.sources.source import Source, check_modality
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec
-from featurecache.store.shards import load_hdf5
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -98,25 +98,22 @@ class ExtractionJob:
         from featurecache.extraction.earlier_defaults import load_or_continue
         from featurecache.extraction.modality import modality_of
 
-        load_hdf5()  # here, where people wait for the network anyhow, and not before the first shard
+        import_module("h5py")  # here, where people wait for the network anyhow, and not before the first shard
         backbone, taps = load_or_continue(self.cache, self.backbone, self.taps)
         check_modality(self.opened_source, backbone.preprocess, backbone.name)
         modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
         return LoadedNetwork(with_default_warning(backbone, self.taps), taps, perf_counter() - started)
 
-    def digest(self, views: ViewSpec | None) -> str | None:
-        """Return what the request is remembered by; ``None`` where the same words may mean something else tomorrow."""
-        if self._backbone_digest is None:
-            return None
-        request: dict[str, object] = {"backbone": self._backbone_digest, "taps": list(self.taps)}
-        if views is not None:
-            request["views"] = asdict(views)
-        # Notes of edition 1 were made when other defaults held.
-        return digest_json("request", 2, request)
-
     @cached_property
-    def _backbone_digest(self) -> str | None:
-        return request_digest(self.backbone)  # of a weights file it reads every byte
+    def digests(self) -> dict[ViewSpec | None, str]:
+        """What each variant is remembered by; none where the same words may mean something else tomorrow."""
+        backbone = request_digest(self.backbone)  # of a weights file it reads every byte
+        if backbone is None:
+            return {}
+        plain: dict[str, object] = {"backbone": backbone, "taps": list(self.taps)}
+        requests = {views: plain if views is None else {**plain, "views": asdict(views)} for views in self.variants}
+        # Notes of edition 1 were made when other defaults held.
+        return {views: digest_json("request", 2, request) for views, request in requests.items()}
 
 
 @dataclass(frozen=True)

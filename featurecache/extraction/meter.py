@@ -63,6 +63,7 @@ class Usage:
         if self.cpu_seconds > _BUSY_CORES * self.cores * self.seconds:
             return "cores"
         longest = max(("decode", "forward", "write"), key=lambda stage: self.waited[stage])  # type: ignore[index]
+        # Reading and decoding are one wait; which of the two it was, the work of the threads tells.
         return "read" if longest == "decode" and self.work["read"] > self.work["decode"] else longest
 
     @property
@@ -88,6 +89,7 @@ class Usage:
     def summary(self) -> str:
         """Return one line for the end of a run."""
         work = [f"{stage} {self.work[stage]:.1f} s" for stage in STAGES]
+        # Less would be printed as 0.0 s.
         waits = [f"{stage} {self.waited[stage]:.1f} s" for stage in STAGES if self.waited[stage] >= 0.05]
         waited = f"; waited for {', '.join(waits)}" if waits else ""
         busy = self.cpu_seconds / max(self.seconds, 1e-9)

@@ -81,6 +81,8 @@ class ImageModality:
 
     stage_names = ("decoded pixels", "preprocessed pixels")
     reference_inputs: Sequence[bytes] = REFERENCE_IMAGES
+    # Pillow's flags hold for the whole process: set once around all threads, they are not changed under one of them.
+    undisturbed = staticmethod(pillow_defaults)
 
     def __init__(self, spec: PreprocessSpec, views: ViewSpec | None) -> None:
         self._spec, self.views = spec, views
@@ -96,16 +98,17 @@ class ImageModality:
         """Decode, once, and orient; then resize and crop, or make the views."""
         image, remark = decode(data, self._decoding)
         arrays = make_views(image, data, self._spec, self.views)
-        return Loaded(arrays, digests=_digests_of(image.tobytes(), arrays) if digested else None, remark=remark)
+        digests = None
+        if digested:  # while the decoded image is at hand: it would have to be decoded again for it
+            digests = InputDigests(digest_bytes(image.tobytes())[:16], digest_bytes(arrays.tobytes())[:16])
+        return Loaded(arrays, digests=digests, remark=remark)
 
     def load_view(self, data: bytes, number: int) -> NDArray[np.uint8]:
-        """Make one view (H, W, C) by its number, which may be beyond those that `load` makes."""
-        assert self.views is not None
-        return make_view(decode(data, self._decoding).image, digest_bytes(data), number, self._spec, self.views)
-
-    def undisturbed(self) -> AbstractContextManager[None]:
-        """Set Pillow's flags."""
-        return pillow_defaults()
+        """Make one image (H, W, C): the plain one, or a view by its number, which may be beyond those of `load`."""
+        image = decode(data, self._decoding).image
+        if self.views is None:
+            return make_views(image, data, self._spec, None)[0]
+        return make_view(image, digest_bytes(data), number, self._spec, self.views)
 
 
 class TextModality:
@@ -114,6 +117,7 @@ class TextModality:
     views: ViewSpec | None = None
     stage_names = ("decoded text", "token ids")
     reference_inputs: Sequence[bytes] = REFERENCE_TEXTS
+    undisturbed = staticmethod(nullcontext)  # nothing is global here
 
     def __init__(self, spec: TextPreprocessSpec, tokenizer: str) -> None:
         self._spec, self._tokenizer = spec, Tokenizer(tokenizer, spec)
@@ -126,12 +130,11 @@ class TextModality:
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode and tokenize."""
         tokens_T, cut = self._tokenizer.tokens_of(data)
-        digests = _digests_of(text_of(data, self._spec).encode(), tokens_T) if digested else None
+        digests = None
+        if digested:
+            decoded = text_of(data, self._spec).encode()
+            digests = InputDigests(digest_bytes(decoded)[:16], digest_bytes(tokens_T.tobytes())[:16])
         return Loaded(tokens_T[None], cut, digests)
-
-    def undisturbed(self) -> AbstractContextManager[None]:
-        """Nothing is global here."""
-        return nullcontext()
 
 
 def modality_of(preprocess: AnyPreprocess, tokenizer: str | None = None, views: ViewSpec | None = None) -> Modality:
@@ -152,7 +155,3 @@ def modality_of(preprocess: AnyPreprocess, tokenizer: str | None = None, views: 
         return ImageModality(preprocess, views)
     assert tokenizer is not None
     return TextModality(preprocess, tokenizer)
-
-
-def _digests_of(decoded: bytes, prepared: NDArray[Any]) -> InputDigests:
-    return InputDigests(digest_bytes(decoded)[:16], digest_bytes(prepared.tobytes())[:16])

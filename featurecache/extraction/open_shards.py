@@ -38,8 +38,8 @@ class OpenShard:
     drafts : list of Draft
         One for each tap; opened when the first features come, so that not every shard that is loaded ahead has files
         open.
-    num_unwritten : int
-        Rows whose features are not in the drafts.
+    num_written : int
+        Rows whose features are in the drafts.
     """
 
     taps: tuple[str, ...]
@@ -47,16 +47,14 @@ class OpenShard:
     inputs: Sequence[Input]
     lease: ExitStack
     drafts: list[Draft] = field(default_factory=list)
-    num_unwritten: int = 0
+    num_written: int = 0
     _collected: list[Outcome] = field(default_factory=list)
     _num_come: int = 0
     _digests: dict[int, InputDigests] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.num_unwritten = len(self.rows)
-
     def collect(self, outcome: Outcome) -> Outcome | None:
         """Take the next features; return all that wait where they are worth writing, or are the last."""
+        # Outcomes come in the order of the rows, so as many as have come is the index of the next.
         self._digests |= {self._num_come + index: s for index, s in enumerate(outcome.digests) if s is not None}
         self._collected.append(outcome)
         self._num_come += len(outcome.problems)

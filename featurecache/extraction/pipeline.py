@@ -18,7 +18,7 @@ for all of its views.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -140,21 +140,23 @@ def run_chunks(
                 waiting.append(batch)
                 yield batch.array
 
-    pending = _Pending(modality.views)
+    pending: dict[str, list[NDArray[np.float32]]] = {}
     with closing(arrays()) as feed, closing(runtime.map(feed)) as results:
         while True:
             started, waited = perf_counter(), meter.waited["decode"]
             features = next(results, None)
+            # The runtime takes its batches from `feed` in here; waiting for those is counted there.
             meter.waited["forward"] += perf_counter() - started - (meter.waited["decode"] - waited)
             if features is None:
                 return
             batch = waiting.popleft()
-            pending.add({tap: values[: batch.num_used] for tap, values in features.items()})
+            for tap, values in features.items():  # without the padding of a chunk's last batch
+                pending.setdefault(tap, []).append(values[: batch.num_used])
             if items := batch.complete:
                 yield (
                     batch.chunk,
                     Outcome(
-                        pending.take(len(items)),
+                        _take_features(pending, len(items), modality.views),
                         [item.problem for item in items],
                         [item.cut for item in items],
                         [item.digests for item in items],
@@ -185,7 +187,7 @@ def to_stored(
         Every row that is NaN, and why.
     """
     found = {index: problem for index, problem in enumerate(problems) if problem is not None}
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), int(np.prod(values.shape[1:])))  # -1 says nothing where there are no rows
     largest = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))  # NaN wins
     limit = LARGEST.get(dtype, np.inf)
     for index in np.flatnonzero(~(largest <= limit) | ~np.isfinite(largest)).tolist():
@@ -193,7 +195,7 @@ def to_stored(
             error = InputError("overflow", f"a feature exceeds the range of {dtype}; use --dtype float32")
         else:
             error = InputError("non_finite", "the network gave NaN or infinity")
-        found.setdefault(index, error)
+        found.setdefault(index, error)  # an input that could not be read keeps its own reason
     if found:
         values = values.copy()
         values[list(found)] = np.nan
@@ -202,26 +204,17 @@ def to_stored(
     return encode(values, dtype), found
 
 
-class _Pending:
-    """Features of slots that have come, until all views of an input are there."""
-
-    def __init__(self, views: ViewSpec | None) -> None:
-        self._views = views
-        self._come: dict[str, list[NDArray[np.float32]]] = {}
-
-    def add(self, features: Mapping[str, NDArray[np.float32]]) -> None:
-        for tap, values in features.items():
-            self._come.setdefault(tap, []).append(values)
-
-    def take(self, count: int) -> dict[str, NDArray[np.float32]]:
-        """Return the features of the next inputs."""
-        taken = {}
-        num_slots = count * num_views(self._views)
-        for tap, pieces in self._come.items():
-            values = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-            self._come[tap] = [values[num_slots:]] if num_slots < len(values) else []
-            taken[tap] = values[:num_slots].reshape(count, *shape_of_row(values.shape[1:], self._views))
-        return taken
+def _take_features(
+    pending: dict[str, list[NDArray[np.float32]]], count: int, views: ViewSpec | None
+) -> dict[str, NDArray[np.float32]]:
+    """Take the features of the next ``count`` inputs; those of inputs that still lack views stay pending."""
+    taken = {}
+    num_slots = count * num_views(views)
+    for tap, pieces in pending.items():
+        values = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        pending[tap] = [values[num_slots:]] if num_slots < len(values) else []
+        taken[tap] = values[:num_slots].reshape(count, *shape_of_row(values.shape[1:], views))
+    return taken
 
 
 @dataclass(slots=True, eq=False)

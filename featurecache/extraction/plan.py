@@ -44,7 +44,7 @@ def missing_shards(sets: Sequence[FeatureSet], rows: Rows, *, shard_rows: int) -
     cached = {}
     for feature_set in sets:
         features = feature_set.open()
-        features.check_files()
+        features.check_files()  # sizes only: this is done at each run, and checksums come with reading
         cached[feature_set.tap] = features.rows
     return plan_extraction(rows, cached, shard_rows=shard_rows)
 

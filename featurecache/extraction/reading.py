@@ -28,7 +28,7 @@ def inputs_of_rows(
     """
     # An unsettled stamp is none: its file could have been written again within the same tick of the clock.
     prefix = str(getattr(source, "prefix", ""))
-    stamps = listing.stamps_of(rows).tolist() if by_stamp else [NO_STAMP] * len(rows)
+    stamps = listing.stamps[listing.indices_of(rows)].tolist() if by_stamp else [NO_STAMP] * len(rows)
     return [
         Input(source, name, identity.tobytes().hex(), tuple(stamp) if stamp[2] >= 0 else None, prefix)
         for name, identity, stamp in zip(listing.paths_of(rows), samples.ids[rows], stamps, strict=True)

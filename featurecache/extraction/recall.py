@@ -6,6 +6,7 @@ from featurecache.extraction.job import ExtractionJob
 from featurecache.sources.source import check_modality
 from featurecache.specs import ViewSpec
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.schemas import RequestBody
 from featurecache.store.soundness import held_type
 from featurecache.store.store import FeatureStore
 
@@ -34,11 +35,11 @@ def recall(job: ExtractionJob, store: FeatureStore | None) -> dict[Variant, list
 
 
 def _recall(job: ExtractionJob, store: FeatureStore, views: Variant) -> list[FeatureSet] | None:
-    digest = job.digest(views)
-    remembered = None if digest is None else store.recall_request(digest)
+    digest = job.digests.get(views)
+    remembered = None if digest is None else store.recall(RequestBody, digest)
     if remembered is None:
         return None
-    fingerprint, taps = remembered
+    fingerprint, taps = remembered.fingerprint, remembered.taps
     sets = [s for s in store.feature_sets() if s.fingerprint == fingerprint and s.tap in taps]
     if job.settings.dtype == "auto":
         types = {tap: held_type(sets, fingerprint, tap) for tap in taps}

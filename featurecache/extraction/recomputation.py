@@ -6,6 +6,7 @@ The backbone is built from what the cache records of it, and must come out with 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,12 +15,12 @@ import numpy as np
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
-from featurecache.extraction.inventory import sets_for, take_inventory
+from featurecache.extraction.inventory import take_inventory
 from featurecache.extraction.reproduction import may_be, reproduce_backbone
 from featurecache.extraction.worker import Worker
 from featurecache.progress import Progress, Silent
 from featurecache.sources.opening import open_source
-from featurecache.sources.source import Source
+from featurecache.sources.source import Source, check_modality
 from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.listings import Listing
@@ -55,13 +56,31 @@ class Inputs:
     id_column: str | None = None
     settings: ExtractionSettings = field(default_factory=ExtractionSettings)
 
-    def open_source(self) -> Source:
-        """Return the source that was named."""
-        return open_source(self.source, text_column=self.text_column, id_column=self.id_column)
+    def find(
+        self, store: FeatureStore, sets: Sequence[FeatureSet], progress: Progress | None
+    ) -> tuple[Source, Listing, list[FeatureSet]]:
+        """Open the source and list it, and keep the feature sets whose kind of input it holds.
 
-    def concern(self, feature_set: FeatureSet) -> bool:
-        """Tell whether a feature set is of the backbone that was named, if one was."""
-        return self.backbone is None or may_be(feature_set.identity.backbone, self.backbone)
+        Parameters
+        ----------
+        store : FeatureStore
+            The cache.
+        sets : sequence of FeatureSet
+            Those that are asked for.
+        progress : Progress or None
+            Told how much is read.
+
+        Raises
+        ------
+        SourceError
+            The source holds another kind of input than all of them take.
+        """
+        source = open_source(self.source, text_column=self.text_column, id_column=self.id_column)
+        fitting = [s for s in sets if s.identity.preprocess.modality == source.modality]
+        # Before the listing: that of millions of files takes a minute.
+        if sets and not fitting:
+            check_modality(source, sets[0].identity.preprocess, sets[0].identity.backbone)
+        return source, take_inventory(store, source, progress).now, fitting
 
     def reproduce(self, feature_set: FeatureSet) -> Backbone:
         """Load the backbone of a feature set."""
@@ -96,14 +115,12 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
     DriftError
         This machine makes other features than those that are there.
     """
-    lost = [shard for shard in shards_set_aside(store) if inputs.concern(shard.feature_set)]
+    lost = [s for s in shards_set_aside(store) if may_be(s.feature_set.identity.backbone, inputs.backbone)]
     if not lost:
         return 0
     progress = progress or Silent()
-    source = inputs.open_source()
-    fitting = sets_for(source, [shard.feature_set for shard in lost])
+    source, listing, fitting = inputs.find(store, [shard.feature_set for shard in lost], progress)
     lost = [shard for shard in lost if shard.feature_set in fitting]
-    listing = take_inventory(store, source, progress).now
     return sum(_recompute(store, shard, source, listing, inputs, progress) for shard in lost)
 
 

@@ -92,6 +92,7 @@ def merge_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
         return reports[0]
     sets = [found for report in reports for found in report.sets]
     of_source = reports[-1].ignored.warnings()
+    # Only those that a report has: where a type was asked for by its name there is nothing to say.
     of_types = [
         w for report in reports for s in report.sets if (w := float32_warning(report.store, s)) in report.warnings
     ]
@@ -105,6 +106,7 @@ def merge_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
         sets=sets,
         num_extracted=sum(report.num_extracted for report in reports),
         num_cached=sum(report.num_cached for report in reports),
+        # Of the same samples under each backbone: a sum would count them several times.
         num_cut=max(report.num_cut for report in reports),
         bad=dict(sorted(item for report in reports for item in report.bad.items())),
         postponed={path: why for report in reports for path, why in report.postponed.items()},
@@ -133,6 +135,9 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
     store = FeatureStore(job.cache)  # the scan has checked it: to open it once more would walk all its folders again
     sets = [found for name in work.sets if (found := store.feature_set_at(PurePosixPath(name))) is not None]
     num_samples = len(listing.unique_rows)
+    # By what is there now: another worker may have computed what one of them had to leave.
+    lacking = {row for s in sets for row in np.setdiff1d(list(work.postponed), s.open().rows).tolist()}
+    postponed = {row: told for row, told in work.postponed.items() if row in lacking}
     # And where ``auto`` stands for another type.
     warnings = [*listing.ignored.warnings(), *feature_warnings(sets, listing.unique_rows)]
     if job.settings.dtype == "auto":
@@ -143,12 +148,12 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
         num_files=len(listing.paths),
         num_samples=num_samples,
         num_extracted=work.num_rows,
-        num_cached=num_samples * len(job.variants) - work.num_rows,
+        num_cached=(num_samples - len(postponed)) * len(job.variants) - work.num_rows,
         ignored=listing.ignored,
         num_cut=len(rows_recorded([c for s in sets for c in s.open().commits], "cut", listing.unique_rows)),
         noun="rows" if job.opened_source.modality == "text" else "files",
         bad=_bad_inputs(listing, sets),
-        postponed=dict(work.postponed),
+        postponed=dict(postponed.values()),
         runtime=work.runtime,
         seconds=seconds,
         trial=dict(work.trial),

@@ -78,6 +78,7 @@ def reproduce_backbone(
     )
     name = identity.backbone
     try:
+        # What only a record names is taken from this machine or not at all.
         with no_network() if backbone is None else nullcontext():
             network = _as_recorded(request, identity, weights_source)
     except DownloadNeededError as error:
@@ -118,7 +119,7 @@ def agreed_request(
         As `reproduce_backbone`.
     """
     name = identity.backbone
-    if backbone is not None and not may_be(name, backbone):
+    if not may_be(name, backbone):
         advice = "leave --backbone out" if opened_by_name(name) else f"pass --backbone {shlex.quote(name)}"
         raise BackboneMismatchError(f"{needed_by} was made with backbone {name!r}, not {backbone!r}; {advice}")
     named = backbone if backbone is not None else opened_by_name(name)
@@ -207,7 +208,9 @@ def _as_recorded(request: BackboneRequest, identity: FeatureIdentity, weights_so
     return network
 
 
-def may_be(name: str, backbone: str) -> bool:
-    """Tell whether a backbone may be the recorded one: of files and folders the identity decides, not the path."""
-    prefixes = ("hub:", "hf:", "file:")
-    return name == backbone or any(name.startswith(prefix) and backbone.startswith(prefix) for prefix in prefixes)
+def may_be(name: str, backbone: str | None) -> bool:
+    """Tell whether a recorded backbone may be the one that is meant by a name; ``None`` names none, so any may be."""
+    if backbone is None or name == backbone:
+        return True
+    # Files and folders may lie elsewhere now: of these the identity decides, not the path.
+    return any(name.startswith(prefix) and backbone.startswith(prefix) for prefix in ("hub:", "hf:", "file:"))

@@ -54,7 +54,7 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     # Not made yet: a wrong request must leave no empty cache behind.
     store = FeatureStore.open(job.cache) if (job.cache / "FORMAT.json").exists() else None
     if not all(recall(job, store).values()):
-        _ = job.network
+        _ = job.network  # an unknown backbone or tap, or one for other samples, shows here
     store = store or FeatureStore.create(job.cache)
     before = store.listings.load(source.key)
     entries = Entries.of(source)
@@ -124,12 +124,16 @@ def _read_whole(source: Source, entries: Entries, progress: Progress) -> Iterato
     index_of = {name: index for index, name in enumerate(entries.names)}
     indices, lengths, digests = array("q"), array("q"), bytearray()
     for unit in source.units():
+        before = len(indices)
         for name, data in source.read(unit):
-            indices.append(index_of.pop(name))
+            # What came after the listing is for the next scan.
+            if (index := index_of.pop(name, None)) is None:
+                continue
+            indices.append(index)
             lengths.append(len(data))
             digests += sha256(data).digest()
-        progress.advance(len(indices))
-    for name in index_of:
+        progress.advance(len(indices) - before)
+    for name in index_of:  # what was given out has been taken from it
         entries.problems.setdefault(name, "its source lists it and does not give it out")
     entries.stamps[indices, 0] = lengths
     order = np.argsort(indices)  # rows follow the names, not the order of a table: two writers must agree on them

@@ -31,8 +31,10 @@ from featurecache.store.store import FeatureStore
 _ROWS_MEASURED = 16
 # Samples that are tried to find them, where many are bad.
 _MOST_TRIED = 1024
+# Fixed: a batch of another shape changes the last bits, and the choice must not depend on the machine.
 _BATCH_SIZE = 8
 _IDS_AT_ONCE = 1 << 20
+# The first bytes of ids as big-endian numbers, which are in the order of the ids.
 _ORDER = np.dtype(">u8")
 
 

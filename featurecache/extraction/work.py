@@ -81,7 +81,7 @@ def work(
                 startup = WorkerReport(startup_seconds=perf_counter() - started)
                 report += worker.run(listing.unique_rows) + startup
                 # Only now: what is remembered must be there, or the next run would take it for cached.
-                if (digest := job.digest(views)) is not None:
+                if (digest := job.digests.get(views)) is not None:
                     store.remember_request(digest, sets[0].fingerprint, [s.tap for s in sets])
             report += WorkerReport(sets=tuple(s.folder.path.relative_to(store.path).as_posix() for s in sets))
         return report + WorkerReport(startup_seconds=job.network.seconds) if types else report

@@ -101,6 +101,8 @@ class Worker:
     @cached_property
     def runtimes(self) -> Runtimes:
         """What executes the backbone."""
+        # When first needed, not with the worker: `run` may still change the settings, and the later the records are
+        # read, the more of other workers' choices are among them.
         return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets))
 
     def run(self, rows: Rows) -> WorkerReport:
@@ -117,7 +119,7 @@ class Worker:
             This machine makes other features than those that are there.
         """
         started, postponed, total, pause = perf_counter(), dict[int, tuple[str, str]](), 0, _FIRST_PAUSE
-        shards = self._plan(rows, postponed)
+        shards = missing_shards(self.sets, rows, shard_rows=self.settings.shard_rows)
         if not shards:  # to compare a few inputs, a faster runtime is not worth its preparation
             self.settings = replace(self.settings, runtime="torch")
         try:
@@ -128,14 +130,17 @@ class Worker:
                 self._keep_references()
                 startup = perf_counter() - started
                 if shards:
-                    expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=self._rate())
+                    # None where the runtime was chosen without a trial.
+                    rate = next((runtime.trial.get(runtime.name) for runtime in self.runtimes.opened.values()), None)
+                    expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=rate)
                     self.progress.start("extracting", expected.num_rows)
                     self.progress.note(expected.sentence())
                 while shards:
                     done = self._compute(shards)
                     total, postponed = total + done.num_rows, postponed | done.postponed
                     # What other workers held may be done by now, or left over by one that was killed.
-                    shards = self._plan(rows, postponed)
+                    left = np.setdiff1d(rows, np.array(list(postponed), np.int64), assume_unique=True)
+                    shards = missing_shards(self.sets, left, shard_rows=self.settings.shard_rows)
                     if not done.num_rows and not done.leased:
                         break
                     pause = _FIRST_PAUSE if done.num_rows else min(2 * pause, _LONGEST_PAUSE)
@@ -144,7 +149,7 @@ class Worker:
             usage, runtimes = self.meter.usage(), self.runtimes.opened.values()
             return WorkerReport(
                 num_rows=total,
-                postponed=dict(postponed.values()),
+                postponed=postponed,
                 runtime=next((runtime.name for runtime in runtimes), None) if usage.seconds else None,
                 trial=next((runtime.trial for runtime in runtimes if runtime.trial), {}),
                 startup_seconds=startup,
@@ -154,32 +159,21 @@ class Worker:
             for runtime in self.runtimes.opened.values():
                 runtime.close()
 
-    def _rate(self) -> float | None:
-        """Return the inputs per second that the chosen runtime showed in its trial, if there was one."""
-        return next((opened.trial.get(opened.name) for opened in self.runtimes.opened.values()), None)
-
-    def _plan(self, rows: Rows, postponed: Mapping[int, object]) -> list[PlannedShard]:
-        if postponed:
-            rows = np.setdiff1d(rows, np.array(sorted(postponed), np.int64))
-        return missing_shards(self.sets, rows, shard_rows=self.settings.shard_rows)
-
     def _guard(self, shards: Sequence[PlannedShard]) -> None:
         """Refuse to extend features that this machine would make differently."""
         for feature_set in self.sets:
             before = drift.recorded_provenance([feature_set])
             if before is None:
                 continue
+            # Of a shard that misses it, so that the runtime which is compared is the one that will compute.
             taps = next((shard.taps for shard in shards if feature_set.tap in shard.taps), tuple(self.taps))
             runtime = self.runtimes.of(taps)
             with drift.explained(before, runtime, "extract into another cache"):
                 if (known := feature_set.reference()) is not None:
                     recorded = msgspec.convert(known, ReferenceBody)
                     drift.check_reference(recorded, feature_set.tap, runtime, self.modality)
-                if shards and drift.changes(before, drift.provenance_of(runtime)):
-                    features = feature_set.open()
-                    held = np.intersect1d(drift.reference_rows(features), self.listing.unique_rows)
-                    inputs = inputs_of_rows(self.source, self.listing, self.store.samples, held)
-                    drift.check_stored(features, dict(zip(held.tolist(), inputs, strict=True)), runtime, self.modality)
+                if shards and drift.changes(before, runtime):
+                    drift.check_stored(feature_set, self.source, self.listing, runtime, self.modality)
 
     def _keep_references(self) -> None:
         """See what the program's own inputs give, so that `predict` can notice another environment elsewhere.
@@ -188,15 +182,15 @@ class Worker:
         make the features: several that begin at once may find one or the other faster.
         """
         lacking = [feature_set for feature_set in self.sets if feature_set.reference() is None]
-        if not lacking:
-            return
-        runtime = self.runtimes.of(tuple(self.taps))
-        try:
-            record = msgspec.to_builtins(drift.reference(runtime, self.modality))
-        except InputError:  # this preprocess has limits that the program's own inputs exceed
-            return
-        for feature_set in lacking:
-            feature_set.keep_reference({**record, "features": {feature_set.tap: record["features"][feature_set.tap]}})
+        if lacking:
+            try:
+                record = msgspec.to_builtins(drift.reference(self.runtimes.of(tuple(self.taps)), self.modality))
+            except InputError:  # this preprocess has limits that the program's own inputs exceed
+                return
+            for feature_set in lacking:
+                features = {feature_set.tap: record["features"][feature_set.tap]}
+                feature_set.keep_reference({**record, "features": features})
+        # Also where nothing lacks: another worker may have published its own while ours was opening its runtime.
         self.runtimes.agree(drift.recorded_provenance(self.sets))
 
     def _compute(self, shards: Sequence[PlannedShard]) -> _Round:
@@ -208,6 +202,7 @@ class Worker:
             pool = ThreadPoolExecutor(1, thread_name_prefix="write")
             # On an error or Ctrl-C, what has not begun to be written is dropped with its shard.
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            # One stream for each run of shards that miss the same taps: what a runtime computes is fixed.
             for taps, opened in groupby(self._take(shards, done), key=lambda shard: shard.taps):
                 runtime = self.runtimes.of(taps)
                 self.meter.device = runtime.device
@@ -239,8 +234,11 @@ class Worker:
                 if not lease.enter_context(leases.hold(shard.key)):
                     done.leased = True
                     continue
-                taps = tuple(tap for tap in shard.taps if not features[tap].folder.has(shard.key))
+                # Under the lease, because others may have committed it since the plan was made.
+                taps = tuple(tap for tap in shard.taps if not features[tap].folder.record(shard.key).exists())
                 if not taps:
+                    # Perhaps with fewer rows than planned here: what it left over is for another plan.
+                    done.leased = True
                     continue
                 # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.
                 inputs = inputs_of_rows(self.source, self.listing, self.store.samples, shard.rows)
@@ -276,8 +274,8 @@ class Worker:
                         shard.drafts.append(Draft(feature_set, self.taps[tap].shape, len(shard.inputs)))
             for draft in shard.drafts:
                 draft.add(outcome)
-            shard.num_unwritten -= len(outcome.problems)
-            return self._publish(shard, runtime) if shard.num_unwritten == 0 else _Round()
+            shard.num_written += len(outcome.problems)
+            return self._publish(shard, runtime) if shard.num_written == len(shard.rows) else _Round()
 
     def _publish(self, shard: OpenShard, runtime: Runtime) -> _Round:
         """Commit a shard whose features are all there."""

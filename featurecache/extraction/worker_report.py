@@ -18,8 +18,8 @@ class WorkerReport:
         Folder, in the cache, of each feature set of the job.
     num_rows : int
         Rows that this worker committed, of all sets; with views, plain ones and those of views count separately.
-    postponed : mapping of str to str
-        Inputs that changed or vanished during the run, and how: the next run takes them.
+    postponed : mapping of int to (str, str)
+        Rows whose inputs changed or vanished during the run, with name and reason: the next run takes them.
     runtime : str or None
         That computed; ``None`` where nothing was to be done.
     trial : mapping of str to float
@@ -32,7 +32,7 @@ class WorkerReport:
 
     sets: tuple[str, ...] = ()
     num_rows: int = 0
-    postponed: Mapping[str, str] = field(default_factory=dict)
+    postponed: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     runtime: str | None = None
     trial: Mapping[str, float] = field(default_factory=dict)
     startup_seconds: float = 0.0

@@ -96,8 +96,7 @@ class ImageDataset(InputDataset):
 
     def _load(self, modality: ImageModality, number: int, file: Input) -> NDArray[np.uint8]:
         try:
-            data = file.read(modality.max_bytes)
-            return modality.load(data).arrays[0] if modality.views is None else modality.load_view(data, number)
+            return modality.load_view(file.read(modality.max_bytes), number)
         except InputError as error:
             raise RequestError(
                 f"{file.name} cannot be trained on any more: {error.reason}; put it back as it was, and go on with "

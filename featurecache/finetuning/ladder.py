@@ -33,6 +33,7 @@ from featurecache.finetuning.planning import (
 )
 from featurecache.finetuning.training import LayerTraining
 from featurecache.heads.gradient.budget import TrainingBudget, TrainingCost
+from featurecache.heads.registry import LINEAR_PROBES
 from featurecache.store.feature_sets import FeatureSet
 
 LEVEL = 0.05
@@ -41,7 +42,6 @@ _ROUGHLY = 4
 """A whole network's speed may be that far from the speed of its end in training."""
 # About what `measured_speed` takes: a step to warm up, two that are timed, and a prediction.
 _STEPS_TO_TIME = 4
-_LINEAR = {"classification": "logistic", "multilabel": "logistic", "regression": "ridge"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ class _Climb:
     def linear_rung(self) -> tuple[TrainingReport, Rung]:
         """Fit the linear head on pooled features, and measure what predicts the rungs to come where time is limited."""
         training, task = self.training, self.training.task
-        begun, linear = self.clock(), _LINEAR[task.kind]
+        begun, linear = self.clock(), LINEAR_PROBES[task.kind]
         report = train_heads(
             training.store,
             task,

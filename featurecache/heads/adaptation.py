@@ -22,6 +22,7 @@ from featurecache.errors import MissingExtraError, RequestError
 from featurecache.heads.preparation import PRIOR_ROWS, shrunk_variance
 
 Floats = NDArray[np.float64]
+METHODS: Final = ("source", "standardize", "coral", "subspace", "transport")
 NUM_AXES: Final = 20
 """Of subspaces: few enough that a hundred target samples tell them."""
 
@@ -61,16 +62,19 @@ class Adaptation:
         return unfolded, intercept - unfolded @ self.mean
 
 
-Method = Callable[[Floats, NDArray[np.int64], Floats], Adaptation]
-
-
 def fit_adaptation(method: str, X: NDArray[Any], y: NDArray[np.int64], target: NDArray[Any]) -> Adaptation:
     """Fit a method to two domains.
 
     Parameters
     ----------
     method : str
-        One of `METHODS`.
+        One of `METHODS`. ``source`` leaves features as they are: what every other method has to beat. ``standardize``
+        standardises each domain by itself, and all that follow begin with that. ``coral`` gives the source the
+        covariance of the target (Sun, Feng & Saenko, "Return of frustratingly easy domain adaptation", AAAI 2016,
+        algorithm 1). ``subspace`` turns the main axes of the source to those of the target (Fernando et al.,
+        "Unsupervised visual domain adaptation using subspace alignment", ICCV 2013, equation 3). ``transport`` moves
+        the source onto the target by optimal transport that keeps classes together (Courty et al., "Optimal transport
+        for domain adaptation", PAMI 39, 2017; the library POT).
     X : ndarray (n, d)
         Source samples.
     y : ndarray of int64 (n,)
@@ -89,70 +93,39 @@ def fit_adaptation(method: str, X: NDArray[Any], y: NDArray[np.int64], target: N
         raise RequestError(f"unknown way to adapt {method!r}; known: auto, {', '.join(METHODS)}")
     if len(target) < 2:
         raise RequestError(f"the target domain has {len(target)} samples with features; adapting takes two at least")
-    return METHODS[method](X.astype(np.float64), y, target.astype(np.float64))
-
-
-def _source(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
-    """Leave the features as they are: what every other method has to beat."""
-    d = X.shape[1]
-    return Adaptation("source", lambda rows: np.asarray(rows, np.float64), np.zeros(d), np.eye(d))
-
-
-def _standardize(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
-    """Standardise each domain by itself."""
+    X, target, d = X.astype(np.float64), target.astype(np.float64), X.shape[1]
+    if method == "source":
+        return Adaptation(method, lambda rows: np.asarray(rows, np.float64), np.zeros(d), np.eye(d))
     (mean, scale), (mean_t, scale_t) = standard_scale(X), standard_scale(target)
-    return Adaptation("standardize", lambda rows: (rows - mean) / scale, mean_t, np.diag(1 / scale_t))
+    standard, standard_t = (X - mean) / scale, (target - mean_t) / scale_t
+    of_target = np.diag(1 / scale_t)
+    if method == "transport":
+        moved = _transport(standard, y, standard_t)
+        return Adaptation(method, lambda rows: moved((rows - mean) / scale), mean_t, of_target)
+    if method == "standardize":
+        return Adaptation(method, lambda rows: (rows - mean) / scale, mean_t, of_target)
+    if method == "coral":
+        matrix = (_power(standard, -0.5) @ _power(standard_t, 0.5)) / scale[:, None]
+    else:
+        count = min(NUM_AXES, d, len(X) - 1, len(target) - 1)
+        axes, axes_t = (np.linalg.svd(rows, full_matrices=False)[2][:count].T for rows in (standard, standard_t))
+        matrix, of_target = (axes / scale[:, None]) @ (axes.T @ axes_t), axes_t / scale_t[:, None]
+    return Adaptation(method, lambda rows: (rows - mean) @ matrix, mean_t, of_target)
 
 
-def _coral(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
-    """Give the source the covariance of the target (Sun, Feng & Saenko, "Return of frustratingly easy domain
-    adaptation", AAAI 2016, algorithm 1), on features standardised by domain.
-    """
-    (mean, scale), (mean_t, scale_t) = standard_scale(X), standard_scale(target)
-    whiten = _power((X - mean) / scale, -0.5)
-    colour = _power((target - mean_t) / scale_t, 0.5)
-    matrix = (whiten @ colour) / scale[:, None]
-    return Adaptation("coral", lambda rows: (rows - mean) @ matrix, mean_t, np.diag(1 / scale_t))
-
-
-def _subspace(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
-    """Turn the main axes of the source to those of the target (Fernando et al., "Unsupervised visual domain adaptation
-    using subspace alignment", ICCV 2013, equation 3).
-    """
-    (mean, scale), (mean_t, scale_t) = standard_scale(X), standard_scale(target)
-    count = min(NUM_AXES, X.shape[1], len(X) - 1, len(target) - 1)
-    axes, axes_t = _axes((X - mean) / scale, count), _axes((target - mean_t) / scale_t, count)
-    matrix = (axes / scale[:, None]) @ (axes.T @ axes_t)
-    return Adaptation("subspace", lambda rows: (rows - mean) @ matrix, mean_t, axes_t / scale_t[:, None])
-
-
-def _transport(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
-    """Move the source onto the target by optimal transport that keeps classes together (Courty et al., "Optimal
-    transport for domain adaptation", PAMI 39, 2017; the library POT).
-    """
+def _transport(X: Floats, y: NDArray[np.int64], target: Floats) -> Callable[[Floats], Floats]:
+    """Return what moves standardised rows of the source onto those of the target, samples of one class together."""
     if find_spec("ot") is None:
         raise MissingExtraError("POT, which --adapt transport needs,", "adapt")
-    (mean, scale), (mean_t, scale_t) = standard_scale(X), standard_scale(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own code, when that is compiled first
         domains = import_module("ot.da")
-    moved = domains.SinkhornLpl1Transport(reg_e=0.1, reg_cl=0.1, norm="max", max_iter=10)
+    plan = domains.SinkhornLpl1Transport(reg_e=0.1, reg_cl=0.1, norm="max", max_iter=10)
     with warnings.catch_warnings():
         # A plan that has not settled is judged as it is, like any other.
         warnings.filterwarnings("ignore", "Sinkhorn did not converge", UserWarning)
-        moved.fit(Xs=(X - mean) / scale, ys=y, Xt=(target - mean_t) / scale_t)
-    return Adaptation(
-        "transport", lambda rows: np.asarray(moved.transform(Xs=(rows - mean) / scale)), mean_t, np.diag(1 / scale_t)
-    )
-
-
-METHODS: Final[dict[str, Method]] = {
-    "source": _source,
-    "standardize": _standardize,
-    "coral": _coral,
-    "subspace": _subspace,
-    "transport": _transport,
-}
+        plan.fit(Xs=X, ys=y, Xt=target)
+    return lambda rows: np.asarray(plan.transform(Xs=rows))
 
 
 def able_methods() -> list[str]:
@@ -182,6 +155,7 @@ def corrected_prior(
     shares = prior.copy()
     for _ in range(max_iter):
         weighted = proba * (shares / prior)
+        # A row to whose classes the shares leave nothing has no part.
         weighted /= np.maximum(weighted.sum(axis=1, keepdims=True), 1e-300)
         before, shares = shares, weighted.mean(axis=0)
         if np.abs(shares - before).max() < tol:
@@ -208,6 +182,7 @@ def shares_by_confusion(
     """
     from scipy.optimize import nnls
 
+    # Not the inverse of the confusion: shares from that may be negative.
     ratios, _ = nnls(confusion, predicted)
     shares = ratios * prior
     return np.asarray(shares / shares.sum()) if shares.sum() > 0 else prior
@@ -227,6 +202,7 @@ def shifted_intercept(
     classes : sequence of int
         Which classes the head knows, in the order of its intercepts.
     """
+    # A class that no target sample seems to have keeps a share above zero, and its intercept stays finite.
     change = np.log(np.maximum(shares, 1e-6)[list(classes)]) - np.log(np.maximum(prior, 1e-6)[list(classes)])
     return intercept + (change[1:] - change[:1] if len(intercept) == 1 and len(change) == 2 else change)
 
@@ -234,6 +210,7 @@ def shifted_intercept(
 def standard_scale(X: Floats) -> tuple[Floats, Floats]:
     """Return mean and scale of each feature of samples (n, d), variances of few samples drawn to their mean."""
     variance = X.var(axis=0)
+    # What rounding leaves of a constant feature is no variance.
     varies = variance > 1e-12 * max(float(variance.max(initial=0.0)), 1e-300)
     if not varies.any():
         return X.mean(axis=0), np.ones(X.shape[1])
@@ -246,8 +223,3 @@ def _power(rows: Floats, exponent: float) -> Floats:
     covariance = rows.T @ rows / max(len(rows) - 1, 1)
     values, vectors = np.linalg.eigh(covariance + np.eye(len(covariance)))
     return np.asarray((vectors * values**exponent) @ vectors.T)
-
-
-def _axes(rows: Floats, count: int) -> Floats:
-    """Return the main axes of centred rows as columns, (d, count)."""
-    return np.asarray(np.linalg.svd(rows, full_matrices=False)[2][:count].T)

@@ -129,11 +129,10 @@ class AttentiveClassifier(ClassOutputs, StackedEstimator):
     def _logits(self, rows: NDArray[Any]) -> NDArray[Any]:
         # At least one row, however many tokens it has.
         step = max(_BLOCK_BYTES // max(rows.shape[1] * rows.itemsize, 1), 1)
-        blocks = [self._pooled(rows[start : start + step]) for start in range(0, len(rows), step)]
-        pooled = np.concatenate(blocks) if blocks else rows[:, : len(self.coef_)]
+        pooled = np.empty((len(rows), len(self.coef_)), rows.dtype)
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            values = some.reshape(len(some), self.num_tokens, self.queries_.shape[1], -1)
+            mean = np.einsum("ntq,ntqv->nqv", self.attention(some), values)
+            pooled[start : start + step] = mean.reshape(len(some), -1)
         return pooled @ self.coef_.astype(rows.dtype) + self.intercept_.astype(rows.dtype)
-
-    def _pooled(self, rows: NDArray[Any]) -> NDArray[Any]:
-        queries = self.queries_.shape[1]
-        values = rows.reshape(len(rows), self.num_tokens, queries, -1)
-        return np.asarray(np.einsum("ntq,ntqv->nqv", self.attention(rows), values)).reshape(len(rows), -1)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from featurecache.errors import HeadError
-from featurecache.heads.head import ANY_FIT_BYTES, Arrays, HeadMixin, Setting
+from featurecache.heads.head import Arrays, HeadMixin, Setting
 from featurecache.heads.preparation import mean_and_scale
 from featurecache.specs import TaskKind
 
@@ -22,18 +22,21 @@ class _Baseline(HeadMixin):
     """What both have in common."""
 
     streams: ClassVar[bool] = True
+    bytes_per_value: ClassVar[int | None] = 4
     n_features_in_: int
-
-    @classmethod
-    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
-        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
-        return ANY_FIT_BYTES + 4 * n_samples * n_features
 
     @classmethod
     def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
         """Return what releases up to 0.1 saved, without the arrays that follow from others."""
         kept = {name: array for name, array in arrays.items() if name in ("n_features_in_", *cls.arrays)}
         return super().from_earlier(kept, params)
+
+    def to_module(self) -> nn.Module:
+        """Return probabilities of classes, or the numbers, (B, n_outputs)."""
+        from featurecache.heads.modules import Constant
+
+        # The last of the arrays is what is predicted for all rows; of numbers it has two axes.
+        return Constant(value=np.ravel(vars(self)[self.arrays[-1]]))
 
 
 class MajorityClassifier(_Baseline, DummyClassifier):
@@ -54,13 +57,8 @@ class MajorityClassifier(_Baseline, DummyClassifier):
             or not (np.isfinite(prior) & (prior >= 0)).all()
         ):
             raise HeadError("the shares of its MajorityClassifier are not those of its classes")
+        # Read by scikit-learn's predictions; they follow from what is kept.
         self.n_classes_, self.n_outputs_, self._strategy, self.sparse_output_ = num_classes, 1, "prior", False
-
-    def to_module(self) -> nn.Module:
-        """Return probabilities, (B, n_classes)."""
-        from featurecache.heads.modules import Constant
-
-        return Constant(value=self.class_prior_)
 
 
 class MeanRegressor(_Baseline, DummyRegressor):
@@ -76,6 +74,7 @@ class MeanRegressor(_Baseline, DummyRegressor):
         """Fit ``X`` and ``y``, weighed by ``sample_weight``; of several numbers, some may be NaN: not known."""
         numbers = np.asarray(y)
         unknown = numbers.ndim == 2 and numbers.dtype.kind == "f" and np.isnan(numbers).any()
+        # scikit-learn refuses NaN. Its means with zeros in their place are replaced below.
         super().fit(X, np.nan_to_num(numbers) if unknown else y, sample_weight)
         if unknown:
             weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)
@@ -87,9 +86,3 @@ class MeanRegressor(_Baseline, DummyRegressor):
         if np.ndim(self.constant_) != 2 or len(self.constant_) != 1 or not np.isfinite(self.constant_).all():
             raise HeadError("the numbers of its MeanRegressor are not finite ones in one row")
         self.n_outputs_ = self.constant_.shape[1]
-
-    def to_module(self) -> nn.Module:
-        """Return the numbers, (B, n_targets)."""
-        from featurecache.heads.modules import Constant
-
-        return Constant(value=self.constant_[0])

@@ -31,6 +31,7 @@ JSON_NAME = "head.json"
 ARRAYS_NAME = "head.safetensors"
 # Nearest neighbours keep all their rows; a record of a stranger must not ask for more.
 MAX_ARRAYS_BYTES = 16 << 30
+# To read a head that others replace meanwhile.
 _ATTEMPTS = 30
 _OUTLIERS = "outliers."
 """What the names of the arrays of an `OutlierDetector` begin with; releases that know none of it leave them alone."""
@@ -94,7 +95,10 @@ def save_head(
     with published_folder(folder) as partial:
         (partial / ARRAYS_NAME).write_bytes(data)
         (partial / JSON_NAME).write_bytes(text)
-        _copy_other_files(folder, partial)
+        # What people have put into the folder of a head that is replaced stays there.
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in (JSON_NAME, ARRAYS_NAME) and not path.name.startswith(".") and path.is_file():
+                shutil.copy2(path, partial / path.name, follow_symlinks=False)
 
 
 def load_head(folder: Path, *, other_class: OtherClass | None = None) -> SavedBundle:
@@ -135,7 +139,8 @@ def _load(folder: Path, other_class: OtherClass | None) -> SavedBundle:
     except CorruptError as error:
         raise _unusable(path, str(error)) from None
     except OSError as error:
-        others = names_of_heads(folder.parent)[:20]
+        found = folder.parent.glob(f"*/{JSON_NAME}")
+        others = sorted(other.parent.name for other in found if not is_partial(other.parent))[:20]
         advice = f"there are {', '.join(others)} next to it" if others else "save one there"
         raise HeadError(f"no head in {folder}: {JSON_NAME} cannot be read ({error.strerror}); {advice}") from None
     meta = document.get("meta")
@@ -145,21 +150,13 @@ def _load(folder: Path, other_class: OtherClass | None) -> SavedBundle:
     named = partial(other_class, meta) if other_class is not None else None
     try:
         estimator = decode_estimator(document.get("estimator"), arrays, other_class=named)
-        return SavedBundle(estimator, meta, _outliers(arrays, estimator))
+        own = {name.removeprefix(_OUTLIERS): array for name, array in arrays.items() if name.startswith(_OUTLIERS)}
+        outliers = OutlierDetector.from_arrays(own, int(estimator.n_features_in_)) if own else None
+        return SavedBundle(estimator, meta, outliers)
     except NotAgreedError:  # the head may be sound; nobody has named its code yet
         raise
     except (HeadError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
         raise _unusable(path, shortened(error)) from error
-
-
-def _outliers(arrays: Arrays, estimator: BaseEstimator) -> OutlierDetector | None:
-    mine = {name.removeprefix(_OUTLIERS): array for name, array in arrays.items() if name.startswith(_OUTLIERS)}
-    return OutlierDetector.from_arrays(mine, int(estimator.n_features_in_)) if mine else None
-
-
-def names_of_heads(folder: Path) -> list[str]:
-    """Names of the heads in a folder of heads."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{JSON_NAME}") if not is_partial(path.parent))
 
 
 def _state(folder: Path) -> tuple[int, int] | None:
@@ -169,13 +166,6 @@ def _state(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
-
-
-def _copy_other_files(before: Path, folder: Path) -> None:
-    """Keep what people have put into the folder of a head that is replaced."""
-    for path in before.iterdir() if before.is_dir() else ():
-        if path.name not in (JSON_NAME, ARRAYS_NAME) and not path.name.startswith(".") and path.is_file():
-            shutil.copy2(path, folder / path.name, follow_symlinks=False)
 
 
 def _read_arrays(folder: Path, entry: Any) -> Arrays:

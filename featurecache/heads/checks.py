@@ -232,6 +232,7 @@ def with_weight(weight: NDArray[np.float64] | None, *arrays: Any) -> list[Any]:
 
 def check_whole_number(name: str, value: Any, least: int) -> None:
     """Raise `ValueError` unless ``value``, the parameter ``name``, is a whole number of at least ``least``."""
+    # True is an int too, and nobody means 1 by it.
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
@@ -265,6 +266,7 @@ def by_scaling(
 
 def check_prior_rows(given: Any) -> None:
     """Raise `ValueError` for a negative number of rows."""
+    # Not `given < 0`: NaN is refused too.
     if not given >= 0:
         raise ValueError(f"prior_rows must be 0 or more, got {given!r}")
 
@@ -285,6 +287,7 @@ def check_units(head: Any, names: Sequence[str]) -> None:
     for unit in units:
         if (unit is not None) != head.standardize:
             raise HeadError(f"its {kind} has units of its features without need, or none where it needs them")
+        # numpy would stretch a single number to all features without a word.
         if unit is not None and not (np.shape(unit) == (head.n_features_in_,) and np.isfinite(unit).all()):
             raise HeadError(f"the units of the features of its {kind} are not a finite number for each of them")
 
@@ -328,6 +331,7 @@ def fold_of_rows(
         else:
             kind = KFold if groups is None else GroupKFold
         cv = kind(cv, shuffle=True, random_state=random_state)
+    # Splitters take only the number of rows from the features: zeros do, and nothing is read.
     fold = np.full(len(y), -1)
     for number, (_, held_out) in enumerate(cv.split(np.zeros(len(y)), y, groups) if hasattr(cv, "split") else cv):
         if (fold[held_out] >= 0).any():

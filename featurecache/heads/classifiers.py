@@ -52,6 +52,7 @@ class LogitMixin(ClassifierBase):
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return logits: (n_samples, n_classes), or the difference of two classes' (n_samples,)."""
         logits = self._logits_of(X)
+        # One number for two classes, as of all classifiers of scikit-learn.
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -62,6 +63,7 @@ class LogitMixin(ClassifierBase):
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the logarithm of the probability of each class, or of each label by itself, (n_samples, n_classes)."""
         logits = self._logits_of(X)
+        # Not the logarithm of `predict_proba`: that is minus infinity where a probability rounds to zero.
         return np.asarray(log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:

@@ -48,7 +48,9 @@ def encode_estimator(estimator: BaseEstimator) -> tuple[dict[str, Any], Arrays]:
     params = {
         key: _encode(value, f"head.{key}", arrays)
         for key, value in estimator.get_params(deep=False).items()
-        if key not in needless and not _same(value, defaults[key])
+        if key not in needless
+        # Equal is not enough: True equals 1, and arrays have no single answer.
+        and (type(value) is not type(defaults[key]) or isinstance(value, np.ndarray) or value != defaults[key])
     }
     state = {key: _encode_array(array, f"head.{key}", arrays) for key, array in estimator.to_arrays().items()}
     return {"type": name, "params": params, "state": state}, arrays
@@ -115,10 +117,6 @@ def _as_arrays(name: str, value: Any) -> Arrays:
     return {} if value is None else {name: np.asarray(value)}
 
 
-def _same(value: Any, default: Any) -> bool:
-    return type(value) is type(default) and not isinstance(value, np.ndarray) and bool(value == default)
-
-
 def _encode(value: Any, where: str, arrays: Arrays) -> Any:
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and type(value) is float):
         return _finite(value, where)
@@ -165,7 +163,9 @@ def _decode(value: Any, arrays: Arrays) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case {"scalar": item, "dtype": str(dtype), **rest} if not rest:
-            return _decode_scalar(item, dtype)
+            if dtype.lstrip("<>|=") not in {"f4", "f8", "i4", "i8", "b1"} or not isinstance(item, bool | int | float):
+                raise HeadError(f"it holds a number of the unknown kind {dtype!r}")
+            return np.dtype(dtype).type(item)
         case {"strings": list(items), "object": bool(is_object), **rest} if not rest:
             return np.array([str(item) for item in items], dtype=object if is_object else None)
         case {"array": str(key), "order": "C" | "F" as order, **rest} if not rest and key in arrays:
@@ -178,9 +178,3 @@ def _decode(value: Any, arrays: Arrays) -> Any:
         case {"dict": dict(empty), **rest} if not rest and not empty:
             return {}
     raise HeadError(f"it holds a value that this release cannot read: {str(value)[:60]}")
-
-
-def _decode_scalar(item: Any, dtype: str) -> np.generic:
-    if dtype.lstrip("<>|=") not in {"f4", "f8", "i4", "i8", "b1"} or not isinstance(item, bool | int | float):
-        raise HeadError(f"it holds a number of the unknown kind {dtype!r}")
-    return np.dtype(dtype).type(item)

@@ -59,7 +59,9 @@ def fit_estimator(
     HeadError
         scikit-learn refuses the data; the message names the head.
     """
-    y, limit = _with_unknown(estimator, y), estimator.get_params(deep=False).get("max_iter")
+    if is_partial(y) and is_regressor(estimator):  # numbers that are not known are NaN, also those of labels
+        y = np.where(is_known(y), y, np.nan)
+    limit = estimator.get_params(deep=False).get("max_iter")
     given = {"sample_weight": weight, "groups": groups}
     fit_params = {key: value for key, value in given.items() if value is not None and has_fit_parameter(estimator, key)}
     for more in (1, _MORE_ITERATIONS):
@@ -71,6 +73,7 @@ def fit_estimator(
             warnings.simplefilter("always", ConvergenceWarning)
             estimator.fit(X, y, **fit_params)
         for warning in caught:
+            # Recorded to see whether it converged; what else was warned of is for the user.
             if not issubclass(warning.category, ConvergenceWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         if not any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
@@ -115,7 +118,8 @@ def fit_folds(
         One fitted estimator for each fold; a single one where no row is held out. A fold without which one class is
         left gets an estimator that always predicts that. What a head refuses is raised as it comes; see `refusals`.
     """
-    y = _with_unknown(estimator, y)
+    if is_partial(y) and is_regressor(estimator):
+        y = np.where(is_known(y), y, np.nan)
     if not fits_together(estimator, settings, y, fold):
         return _fit_each(estimator, settings, X, y, fold, weight, groups, name)
     given, known = {"sample_weight": weight, "groups": groups}, signature(estimator.fit_path).parameters
@@ -138,8 +142,11 @@ def fits_together(estimator: BaseEstimator, settings: Sequence[Setting], y: np.n
     names = {key for setting in settings for key in setting}
     if not names or not names <= getattr(estimator, "path_params", frozenset()):
         return False
+    # Else one class with a single row would make every setting and fold a fit of its own.
     enough = min(_num_classes(y), 3) if isinstance(estimator, LinearClassifier) else _num_classes(y)
-    return all(_num_classes(y[kept]) >= enough for kept in _outside_folds(fold))
+    if not (fold >= 0).any():
+        return _num_classes(y) >= enough
+    return all(_num_classes(y[fold != number]) >= enough for number in np.unique(fold[fold >= 0]))
 
 
 def _fit_each(
@@ -152,21 +159,19 @@ def _fit_each(
     groups: np.ndarray | None,
     name: str,
 ) -> Iterator[tuple[Setting, list[BaseEstimator]]]:
+    # All rows where none is held out.
+    outside_folds = [fold != number for number in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
     for setting in settings:
         fitted = []
-        for kept in _outside_folds(fold):
+        for kept in outside_folds:
             one_class = _num_classes(y[kept]) == 1
             fitted.append(MajorityClassifier() if one_class else clone(estimator).set_params(**setting))
             rows: list[Any] = [X, y, weight, groups]
+            # Indexing copies: where nothing is held out, the arrays are handed on as they are.
             if not kept.all():
                 rows = [None if array is None else array[kept] for array in rows]
             fit_estimator(fitted[-1], *rows, name=name)
         yield dict(setting), fitted
-
-
-def _outside_folds(fold: np.ndarray) -> list[np.ndarray]:
-    """Return which rows are outside each fold; all of them where no row is held out."""
-    return [fold != number for number in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
 
 
 def _num_classes(y: np.ndarray) -> int:
@@ -243,13 +248,6 @@ def check_rows(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             f"{len(X)} rows and labels of shape {y.shape} do not match; give one label for each of some rows"
         )
     return check_features(X, "given"), y
-
-
-def _with_unknown(estimator: BaseEstimator, y: np.ndarray) -> np.ndarray:
-    """Return labels or numbers as an estimator takes those that are not known: a regressor as NaN."""
-    if not is_partial(y):
-        return y
-    return np.where(is_known(y), y, np.nan) if is_regressor(estimator) else y
 
 
 @contextmanager

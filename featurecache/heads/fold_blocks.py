@@ -28,11 +28,9 @@ class Readable(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """(n_samples, n_features)."""
-        ...
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
         """Return some of the rows, real numbers; indices are in increasing order."""
-        ...
 
 
 class Block(NamedTuple):
@@ -109,17 +107,19 @@ class FoldBlocks:
     def _read(self) -> Iterator[Block]:
         for start in range(0, self.num_rows, self._block_rows):
             X = np.asarray(self.X[start : start + self._block_rows])
+            # Rows are read in their order, where neighbours may be of several folds.
             folds = self.fold[start : start + self._block_rows]
             for fold in np.unique(folds):
                 index = np.flatnonzero(folds == fold)
                 yield self._block(int(fold), X if len(index) == len(X) else X[index], start + index)
 
     def _block(self, fold: int, X: NDArray[Any], rows: NDArray[np.int64]) -> Block:
-        weight = None if self.weight is None else self._tensor(self.weight[rows])
-        return Block(fold, self._tensor(X), weight, torch.from_numpy(rows).to(self.device))
-
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device, self.dtype)
+        # Torch warns of arrays that cannot be written, as rows of a memory map are.
+        X_nD = torch.from_numpy(np.require(X, requirements=["C", "W"])).to(self.device, self.dtype)
+        index_n, weight_n = torch.from_numpy(rows).to(self.device), None
+        if self.weight is not None:
+            weight_n = torch.from_numpy(self.weight[rows]).to(self.device, self.dtype)
+        return Block(fold, X_nD, weight_n, index_n)
 
 
 @dataclass(frozen=True, eq=False)

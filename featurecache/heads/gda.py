@@ -85,7 +85,8 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         if self.standardize:
             scaler = shrunk_scaler(rows, prior_rows=self.prior_rows)
         rows = scaler.transform(rows)
-        means, counts = class_means(rows, y_index, len(self.classes_))
+        counts = np.bincount(y_index)
+        means = np.stack([rows[y_index == k].mean(axis=0, dtype=np.float64) for k in range(len(counts))])
         solve = _in_row_space if rows.shape[0] < rows.shape[1] else _in_feature_space
         weights_DK, self.shrinkage_ = solve(rows, means, y_index)
         intercept = np.log(counts / counts.sum()) - 0.5 * (weights_DK.T * means).sum(axis=1)
@@ -95,29 +96,16 @@ class GaussianDiscriminant(ProbabilisticClassifier):
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
         """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
         # scikit-learn's scaler takes a copy in float64, and the rows of a fold are one more.
-        return ANY_FIT_BYTES + 24 * n_samples * n_features + 24 * min(n_samples, n_features) ** 2
+        rows = 24 * n_samples * n_features
+        # Of features or of rows, whichever are fewer: features squared are not held where they outnumber the rows.
+        products = 24 * min(n_samples, n_features) ** 2
+        return ANY_FIT_BYTES + rows + products
 
     @classmethod
     def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:
         """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
         least, most = sorted((n_samples, n_features))
         return (NUM_FOLDS * 0.8 + 1) * (5e-11 * most * least**2 + 1e-10 * least**3)
-
-
-def class_means(
-    rows: NDArray[Any], y: NDArray[np.int64], num_classes: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the mean of each class, (n_classes, n_features), and how many rows it has.
-
-    Parameters
-    ----------
-    rows : ndarray (n_samples, n_features)
-    y : ndarray of int (n_samples,)
-        Class indices.
-    num_classes : int
-    """
-    means = np.stack([rows[y == index].mean(axis=0, dtype=np.float64) for index in range(num_classes)])
-    return means, np.bincount(y, minlength=num_classes)
 
 
 def _in_feature_space(
@@ -134,9 +122,9 @@ def _in_feature_space(
         fourth += float(((residuals.astype(np.float64) ** 2).sum(axis=1) ** 2).sum())
     covariance /= num_rows
     square = float(np.einsum("ij,ij->", covariance, covariance))
-    shrinkage, variance = _shrinkage(square, float(np.trace(covariance)), fourth, num_rows, num_features)
+    shrinkage, least = _shrinkage(square, float(np.trace(covariance)), fourth, num_rows, num_features)
     covariance *= 1 - shrinkage
-    covariance[np.diag_indices_from(covariance)] += _of_all_directions(shrinkage, variance)
+    covariance[np.diag_indices_from(covariance)] += least
     factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
     return cho_solve(factor, means_KD.T), shrinkage
 
@@ -153,8 +141,7 @@ def _in_row_space(
         means_in_rows += residuals @ means_KD[:, some].T
     trace, fourth = float(np.trace(gram)) / num_rows, float((np.diag(gram) ** 2).sum())
     square = float(np.einsum("ij,ij->", gram, gram)) / num_rows**2
-    shrinkage, variance = _shrinkage(square, trace, fourth, num_rows, num_features)
-    least = _of_all_directions(shrinkage, variance)
+    shrinkage, least = _shrinkage(square, trace, fourth, num_rows, num_features)
     # Not divided by the share of the residuals: they have none where all is shrunk.
     share = (1 - shrinkage) / num_rows
     lengths, axes = eigh(gram, overwrite_a=True, check_finite=False)
@@ -176,13 +163,8 @@ def _columns(
         yield some, rows[:, some] - means_KD[:, some][y]
 
 
-def _of_all_directions(shrinkage: float, variance: float) -> float:
-    """Return what is added to the variance in each direction; where no class has two rows that differ all are alike."""
-    return shrinkage * variance + (_LEAST_SHRINKAGE * variance if variance > 0 else 1.0)
-
-
 def _shrinkage(square: float, trace: float, fourth: float, num_rows: int, num_features: int) -> tuple[float, float]:
-    """Return the share that Ledoit and Wolf give to the scaled identity, and the mean variance, its scale.
+    """Return the share that Ledoit and Wolf give to the scaled identity, and what is added to all variances with it.
 
     Parameters
     ----------
@@ -191,9 +173,10 @@ def _shrinkage(square: float, trace: float, fourth: float, num_rows: int, num_fe
     fourth : float
         Sum of the fourth powers of the lengths of the residuals.
     """
-    variance = trace / num_features
-    if num_features == 1:
-        return 0.0, variance
-    distance = (square - 2 * variance * trace + num_features * variance**2) / num_features
-    error = min((fourth / num_rows - square) / (num_features * num_rows), distance)
-    return (error / distance if error > 0 else 0.0), variance
+    variance, shrinkage = trace / num_features, 0.0
+    if num_features > 1:
+        distance = (square - 2 * variance * trace + num_features * variance**2) / num_features
+        error = min((fourth / num_rows - square) / (num_features * num_rows), distance)
+        shrinkage = error / distance if error > 0 else 0.0
+    # Where no class has two rows that differ, all directions are alike.
+    return shrinkage, shrinkage * variance + (_LEAST_SHRINKAGE * variance if variance > 0 else 1.0)

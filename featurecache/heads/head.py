@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from inspect import signature
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -44,29 +43,25 @@ class Head(Protocol):
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit ``X`` (n_samples, n_features) and ``y`` (n_samples,), or (n_samples, n_outputs)."""
-        ...
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return classes, labels or numbers."""
-        ...
 
     def to_arrays(self) -> Arrays:
         """Return all that predictions need, besides parameters; numbers or text."""
-        ...
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, **params: Any) -> Self:
         """Return a fitted head of these parameters; raises `HeadError` for arrays that do not belong together."""
-        ...
 
     def to_module(self) -> nn.Module:
         """Return a network from (B, n_features) to what `predict_proba` returns, or `decision_function`, or `predict`.
 
         The first of these that there is.
         """
-        ...
 
 
+# Below, every other value of C or alpha is searched: see `regularization`.
 _FEW_ROWS = 200
 
 
@@ -97,6 +92,12 @@ class HeadMixin:
     """Whether the setting with the least log loss has calibrated probabilities, more or less."""
     relative_seconds: ClassVar[float] = 1.0
     """About how long it takes on a small task: the slowest begin first."""
+    bytes_per_value: ClassVar[int | None] = None
+    """Memory that it takes for each feature of each row; None where that is not known, or not all (`memory_needed`)."""
+    fixed_bytes: ClassVar[int] = ANY_FIT_BYTES
+    """Memory that it takes however many rows there are."""
+    linear_probe_of: ClassVar[frozenset[TaskKind]] = frozenset()
+    """Kinds of task of which it is the linear probe, with which adaptation and deeper training are compared."""
     regularization: ClassVar[str | None] = None
     """``C`` or ``alpha``: on few rows every other value is searched, as they cannot tell more of them apart."""
 
@@ -117,7 +118,9 @@ class HeadMixin:
         n_samples, n_features, n_outputs : int
             Rows, each view one; features; classes, labels or numbers.
         """
-        return None
+        if cls.bytes_per_value is None:
+            return None
+        return cls.fixed_bytes + cls.bytes_per_value * n_samples * n_features
 
     @classmethod
     def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:
@@ -137,6 +140,7 @@ class HeadMixin:
 
     def to_arrays(self) -> Arrays:
         """Return what predictions need; see `Head`."""
+        # Not `getattr`: defaults of the class, such as `multilabel_`, were not fitted.
         fitted = vars(self)
         if missing := [name for name in ("n_features_in_", *self.arrays) if name not in fitted]:
             raise HeadError(f"{type(self).__name__} has no {missing[0]}; fit the head before saving it")
@@ -218,7 +222,6 @@ class FitsPath(Protocol):
             One fitted head for each fold, which was not fitted on it; a single one, fitted on all rows, where no row is
             held out.
         """
-        ...
 
 
 def product_of(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:
@@ -244,9 +247,8 @@ def powers_of_ten(first: int, last: int, per_decade: int = 1) -> list[float]:
     return [float(f"{10 ** (first + step * number / per_decade):.3g}") for number in range(steps)]
 
 
-@dataclass(frozen=True, eq=False)
 class NamedHead:
-    """A head that is searched: what tables call it, and the estimator.
+    """A head that is searched: what tables call it, the estimator, and what the estimator states of itself.
 
     Parameters
     ----------
@@ -255,11 +257,44 @@ class NamedHead:
         Unfitted. Any scikit-learn estimator; what it does not state of `Head` is taken as scikit-learn has it.
     settings : callable, optional
         Takes the number of rows to fit, and returns the settings to search; the estimator's own when left out.
+
+    Attributes
+    ----------
+    kinds : frozenset of str
+        Kinds of task that it can learn; those of scikit-learn's own by what they are.
+    streams, takes_unknown, needs_tokens, interruptible, calibrated_by_grid : bool
+        As for `HeadMixin`.
+    relative_seconds : float
+        About how long it takes on a small task; what does not say so is taken for slow.
+    memory_needed, seconds_needed : callable
+        As for `HeadMixin`.
     """
 
-    name: str
-    estimator: BaseEstimator
-    settings: Callable[[int], list[Setting]] | None = None
+    def __init__(
+        self, name: str, estimator: BaseEstimator, settings: Callable[[int], list[Setting]] | None = None
+    ) -> None:
+        self.name = name
+        self.estimator = estimator
+        self.settings = settings
+        kinds: frozenset[TaskKind] | None = getattr(estimator, "kinds", None)
+        if kinds is None:
+            of_classifiers: frozenset[TaskKind] = frozenset({"classification", "multilabel"})
+            of_regressors: frozenset[TaskKind] = frozenset({"multilabel", "regression"})
+            kinds = of_classifiers if is_classifier(estimator) else of_regressors
+        self.kinds = kinds
+        self.streams: bool = getattr(estimator, "streams", HeadMixin.streams)
+        self.takes_unknown: bool = getattr(estimator, "takes_unknown", HeadMixin.takes_unknown)
+        self.needs_tokens: bool = getattr(estimator, "needs_tokens", HeadMixin.needs_tokens)
+        self.interruptible: bool = getattr(estimator, "interruptible", HeadMixin.interruptible)
+        self.calibrated_by_grid: bool = getattr(estimator, "calibrated_by_grid", HeadMixin.calibrated_by_grid)
+        # Not the default of `HeadMixin`: the slowest searches begin first, and a stranger may be one.
+        self.relative_seconds: float = getattr(estimator, "relative_seconds", 1000.0)
+        self.memory_needed: Callable[[int, int, int], int | None] = getattr(
+            estimator, "memory_needed", HeadMixin.memory_needed
+        )
+        self.seconds_needed: Callable[[int, int, int], float] = getattr(
+            estimator, "seconds_needed", HeadMixin.seconds_needed
+        )
 
     def settings_for(self, n_samples: int) -> list[Setting]:
         """Return the settings to search on so many rows."""
@@ -270,65 +305,7 @@ class NamedHead:
     def takes_weights(self) -> bool:
         """Whether samples may count differently in fitting."""
         path = getattr(self.estimator, "fit_path", None)
+        # Settings may be fitted by `fit_path`, the last fit is one of `fit`: both must take them.
         return has_fit_parameter(self.estimator, "sample_weight") and (
             path is None or "sample_weight" in signature(path).parameters
         )
-
-    @property
-    def streams(self) -> bool:
-        """Whether it is fitted on rows that are read as they are needed (``numpy.memmap``)."""
-        return getattr(self.estimator, "streams", False)
-
-    @property
-    def takes_unknown(self) -> bool:
-        """Whether it is fitted where some of several labels or numbers of a sample are not known."""
-        return getattr(self.estimator, "takes_unknown", False)
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether it is for features that keep their tokens."""
-        return getattr(self.estimator, "needs_tokens", False)
-
-    @property
-    def interruptible(self) -> bool:
-        """False for one that spends minutes in compiled code, which no signal reaches."""
-        return getattr(self.estimator, "interruptible", True)
-
-    @property
-    def calibrated_by_grid(self) -> bool:
-        """Whether the setting with the least log loss has calibrated probabilities, more or less."""
-        return getattr(self.estimator, "calibrated_by_grid", False)
-
-    @property
-    def relative_seconds(self) -> float:
-        """About how long it takes on a small task; what does not say so is taken for slow."""
-        return getattr(self.estimator, "relative_seconds", 1000.0)
-
-    @property
-    def kinds(self) -> frozenset[TaskKind]:
-        """Kinds of task that it can learn; those of scikit-learn's own by what they are."""
-        classifier: frozenset[TaskKind] = frozenset({"classification", "multilabel"})
-        regressor: frozenset[TaskKind] = frozenset({"multilabel", "regression"})
-        return getattr(self.estimator, "kinds", classifier if is_classifier(self.estimator) else regressor)
-
-    def memory_needed(self, n_samples: int, n_features: int, n_outputs: int) -> int | None:
-        """Return how many bytes it takes at most besides the features; None where that is not known.
-
-        Parameters
-        ----------
-        n_samples, n_features, n_outputs : int
-            Rows, each view one; features; classes, labels or numbers.
-        """
-        stated = getattr(self.estimator, "memory_needed", None)
-        return None if stated is None else stated(n_samples, n_features, n_outputs)
-
-    def seconds_needed(self, n_samples: int, n_features: int, n_outputs: int) -> float:
-        """Return about how long it takes on one core; 0 where time grows with the rows and no faster.
-
-        Parameters
-        ----------
-        n_samples, n_features, n_outputs : int
-            As for `memory_needed`.
-        """
-        stated = getattr(self.estimator, "seconds_needed", None)
-        return 0.0 if stated is None else stated(n_samples, n_features, n_outputs)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.errors import HeadError
@@ -21,7 +20,7 @@ from featurecache.heads.checks import (
     is_known,
 )
 from featurecache.heads.head import ANY_FIT_BYTES, HeadMixin, Setting
-from featurecache.heads.preparation import in_units, own_units
+from featurecache.heads.preparation import directions, own_units
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
@@ -40,6 +39,9 @@ class _Neighbours(HeadMixin):
     grid: ClassVar[dict[str, list[Any]]] = {"standardize": [False, True], "n_neighbors": [50, 20, 10, 5, 3, 1]}
     optional_arrays: ClassVar[tuple[str, ...]] = ("mean_", "factor_")
     relative_seconds: ClassVar[float] = 7.0
+    bytes_per_value: ClassVar[int | None] = 24
+    # Similarities of a block, their indices as int64, and what is sorted of both.
+    fixed_bytes: ClassVar[int] = ANY_FIT_BYTES + (384 << 20)
     n_features_in_: int
     mean_: NDArray[np.float64]
     factor_: NDArray[np.float64]
@@ -63,35 +65,44 @@ class _Neighbours(HeadMixin):
         return [setting for setting in found if setting["n_neighbors"] <= max(n_samples, 1)]
 
     @classmethod
-    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
-        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
-        # Similarities of a block, their indices as int64, and what is sorted of both.
-        return ANY_FIT_BYTES + 24 * n_samples * n_features + (384 << 20)
-
-    @classmethod
     def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:
         """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
         return 9 * 5e-11 * n_samples**2 * n_features
 
     def _keep(self, rows: NDArray[Any]) -> None:
-        """Keep the rows, normalised, and the units of their features."""
+        """Keep the rows, normalised, and the units of their features.
+
+        Raises
+        ------
+        ValueError
+            Parameters that make no sense.
+        """
+        if self.n_neighbors < 1 or not self.temperature > 0:
+            raise ValueError(
+                f"n_neighbors and temperature must be positive, got {self.n_neighbors} and {self.temperature}"
+            )
         if self.standardize:
             self.mean_, self.factor_ = own_units(rows)
-        self.directions_ = self._directions(rows)
+            self.directions_ = directions(rows, self.mean_, self.factor_)
+        else:
+            self.directions_ = directions(rows)
 
-    def _directions(self, rows: NDArray[Any]) -> NDArray[Any]:
-        if self.standardize:
-            return np.asarray(normalize(in_units(rows, self.mean_, self.factor_), copy=False))
-        return np.asarray(normalize(rows))
+    def _directions(self, X: ArrayLike) -> NDArray[Any]:
+        """Return rows to predict, normalised as those that are kept."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        if not self.standardize:
+            return directions(rows)
+        return directions(rows, self.mean_, self.factor_)
 
     def _check_directions(self) -> None:
         name, count, temperature = type(self).__name__, self.n_neighbors, self.temperature
         if type(count) is not int or count < 1 or not isinstance(temperature, int | float) or not temperature > 0:
             raise HeadError(f"its {name} has {count!r} neighbours and the temperature {temperature!r}")
-        directions = self.directions_
-        if np.ndim(directions) != 2 or np.shape(directions)[1] != self.n_features_in_ or len(directions) == 0:
+        kept = self.directions_
+        if np.ndim(kept) != 2 or np.shape(kept)[1] != self.n_features_in_ or len(kept) == 0:
             raise HeadError(f"the rows of its {name} do not fit its features")
-        if directions.dtype.kind != "f" or not np.isfinite(directions).all():
+        if kept.dtype.kind != "f" or not np.isfinite(kept).all():
             raise HeadError(f"the rows of its {name} are not finite numbers")
         check_units(self, ("mean_", "factor_"))
 
@@ -158,18 +169,16 @@ class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
             Data or parameters that scikit-learn's estimators refuse too.
         """
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
-        _check_parameters(self.n_neighbors, self.temperature)
-        self.classes_, self.labels_ = checked_labels(y)
         self._keep(rows)
+        self.classes_, self.labels_ = checked_labels(y)
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return each class's share of the votes, (n_samples, n_classes)."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        rows = self._directions(X)
         votes = np.empty((len(rows), len(self.classes_)))
-        directions = self._directions(rows)
-        for block, nearest, weight in _neighbours(self.directions_, directions, self.n_neighbors, self.temperature):
+        for block, nearest, weight in _neighbours(self.directions_, rows, self.n_neighbors, self.temperature):
+            # Class by class: indicators of all neighbours at once would be (n, k, n_classes).
             for index in range(len(self.classes_)):
                 votes[block, index] = (weight * (self.labels_[nearest] == index)).sum(axis=1)
         return votes / votes.sum(axis=1, keepdims=True)
@@ -217,24 +226,22 @@ class CosineKnnRegressor(_Neighbours, MultiOutputMixin, RegressorMixin, BaseEsti
             Data or parameters that scikit-learn's estimators refuse too.
         """
         rows, y = checked_numbers(self, X, y)
-        _check_parameters(self.n_neighbors, self.temperature)
-        self.targets_ = np.array(y, np.float64)
         self._keep(rows)
+        self.targets_ = np.array(y, np.float64)
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the weighted means, (n_samples,) or (n_samples, n_targets)."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        rows = self._directions(X)
         targets = self.targets_ if self.targets_.ndim == 2 else self.targets_[:, None]
-        means, directions = np.zeros((len(rows), targets.shape[1])), self._directions(rows)
+        means = np.zeros((len(rows), targets.shape[1]))
         for columns, known in columns_by_known_rows(is_known(targets)):
             if not known.any():
                 continue
             kept, known_targets = (
                 (self.directions_, targets) if known.all() else (self.directions_[known], targets[known])
             )
-            for block, nearest, weight in _neighbours(kept, directions, self.n_neighbors, self.temperature):
+            for block, nearest, weight in _neighbours(kept, rows, self.n_neighbors, self.temperature):
                 share = weight / weight.sum(axis=1, keepdims=True)
                 means[block, columns] = np.einsum("nk,nkt->nt", share, known_targets[nearest][:, :, columns])
         return means.reshape(len(rows), *self.targets_.shape[1:])
@@ -254,20 +261,16 @@ class CosineKnnRegressor(_Neighbours, MultiOutputMixin, RegressorMixin, BaseEsti
         return self._module(self.targets_.reshape(len(self.targets_), -1))
 
 
-def _check_parameters(n_neighbors: Any, temperature: Any) -> None:
-    if n_neighbors < 1 or not temperature > 0:
-        raise ValueError(f"n_neighbors and temperature must be positive, got {n_neighbors} and {temperature}")
-
-
 def _neighbours(
-    kept: NDArray[Any], directions: NDArray[Any], n_neighbors: int, temperature: float
+    kept: NDArray[Any], rows: NDArray[Any], n_neighbors: int, temperature: float
 ) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.float64]]]:
     """Yield blocks of rows with the indices of their neighbours, (n, k), and what each of them weighs."""
-    directions = directions.astype(kept.dtype, copy=False)
+    rows = rows.astype(kept.dtype, copy=False)
     count = min(n_neighbors, len(kept))
     step = max(_BLOCK_BYTES // (len(kept) * kept.itemsize), 1)
-    for start in range(0, len(directions), step):
-        similarity = directions[start : start + step] @ kept.T
+    for start in range(0, len(rows), step):
+        similarity = rows[start : start + step] @ kept.T
+        # A partition, not a sort: the order of the neighbours does not matter.
         nearest = np.argpartition(similarity, -count, axis=1)[:, -count:]
         close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
         # The largest one taken off, so that no temperature overflows or leaves nothing.

@@ -61,6 +61,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multilabel"})
+    linear_probe_of: ClassVar[frozenset[TaskKind]] = kinds
     # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
     regularization: ClassVar[str | None] = "C"
     grid: ClassVar[dict[str, list[Any]]] = {"standardize": [True, "jointly"], "C": powers_of_ten(-6, 1, per_decade=2)}

@@ -22,6 +22,7 @@ class Layer(nn.Module):
     def __init__(self, **arrays: ArrayLike) -> None:
         super().__init__()
         for name, array in arrays.items():
+            # Buffers, not parameters: they travel with the weights, and nothing trains them.
             self.register_buffer(name, torch.from_numpy(np.array(array, np.float32, order="C")))
 
 
@@ -44,6 +45,7 @@ class UnitLength(Layer):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return (B, D)."""
+        # As scikit-learn's `normalize`, which divides a row of zeros by one.
         length_B1 = x_BD.square().sum(dim=1, keepdim=True).sqrt()
         return x_BD / torch.where(length_B1 == 0, 1.0, length_B1)
 
@@ -107,6 +109,7 @@ class TrainedLayers(Layer):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return (B, K)."""
+        # Cached features are flat; convolutions need their axes back.
         outputs_BK: Tensor = self.layers(x_BD.unflatten(1, self._shape) if len(self._shape) > 1 else x_BD)
         return outputs_BK
 
@@ -125,6 +128,7 @@ class Neighbours(Layer):
 
     def __init__(self, count: int, **arrays: ArrayLike) -> None:
         super().__init__(count=count, **arrays)
+        # `topk` takes a plain number; the buffer is for readers of a file, who find `count` in the formula.
         self._count = count
 
     def forward(self, x_BD: Tensor) -> Tensor:
@@ -155,6 +159,7 @@ class SupportVectors(Layer):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return (B, K)."""
+        # By products: the differences of all pairs would be (B, N, D).
         square_BN = (
             x_BD.square().sum(dim=1, keepdim=True) - 2 * x_BD @ self.vectors.T + self.vectors.square().sum(dim=1)
         )
@@ -162,6 +167,7 @@ class SupportVectors(Layer):
         if self.first.shape[1] == 2:
             return torch.cat([decisions_BP / 2, -decisions_BP / 2], dim=1)
         confidence_BK = decisions_BP @ (self.first - self.second)
+        # A decision of zero goes to the first of a pair, as in scikit-learn.
         lost_BP = (decisions_BP < 0).float()
         votes_BK = (1 - lost_BP) @ self.first + lost_BP @ self.second
         return votes_BK + confidence_BK / (3 * (confidence_BK.abs() + 1))
@@ -175,6 +181,7 @@ class Constant(Layer):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return (B, K)."""
+        # How many rows there are is known only when an exported network runs.
         return self.value + torch.zeros_like(x_BD[:, :1])
 
 

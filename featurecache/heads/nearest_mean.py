@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.preprocessing import normalize
 from sklearn.utils.validation import validate_data
 
 from featurecache.errors import HeadError
 from featurecache.heads.checks import REAL_TYPES, check_units, checked_labels
-from featurecache.heads.gda import class_means
-from featurecache.heads.head import ANY_FIT_BYTES, Arrays
-from featurecache.heads.preparation import in_units, own_units
+from featurecache.heads.head import Arrays
+from featurecache.heads.preparation import directions, own_units
 from featurecache.heads.solver.classifier import LinearClassifier
 from featurecache.specs import TaskKind
 
@@ -48,6 +46,7 @@ class NearestMean(LinearClassifier):
     optional_arrays: ClassVar[tuple[str, ...]] = ("factor_",)
     grid: ClassVar[dict[str, list[Any]]] = {"standardize": [False, True]}
     relative_seconds: ClassVar[float] = 3.0
+    bytes_per_value: ClassVar[int | None] = 24
     mean_: NDArray[np.float64]
     factor_: NDArray[np.float64]
 
@@ -61,14 +60,10 @@ class NearestMean(LinearClassifier):
         self.mean_ = rows.mean(axis=0, dtype=np.float64)
         if self.standardize:
             self.mean_, self.factor_ = own_units(rows)
-        means, _ = class_means(self._prepared(rows), y_index, len(self.classes_))
+        directed = self._prepared(rows)
+        means = np.stack([directed[y_index == k].mean(axis=0, dtype=np.float64) for k in range(len(self.classes_))])
         # The squared distance, less what is the same for all classes, and negated.
         return self._fitted(2.0 * means, -(means**2).sum(axis=1))
-
-    @classmethod
-    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
-        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
-        return ANY_FIT_BYTES + 24 * n_samples * n_features
 
     @classmethod
     def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
@@ -91,10 +86,9 @@ class NearestMean(LinearClassifier):
 
         steps: list[nn.Module] = [Standardise(mean=self.mean_, scale=np.ones(len(self.mean_)))]
         if self.standardize:
+            # Not one layer that divides by a scale: the factor of a feature that never varies is zero.
             steps.append(Rescale(mean=np.zeros(len(self.mean_)), scale=self.factor_))
         return nn.Sequential(*steps, UnitLength(), super().to_module())
 
     def _prepared(self, rows: NDArray[Any]) -> NDArray[Any]:
-        if self.standardize:
-            return np.asarray(normalize(in_units(rows, self.mean_, self.factor_), copy=False))
-        return np.asarray(normalize(rows - self.mean_.astype(rows.dtype)))
+        return directions(rows, self.mean_, self.factor_ if self.standardize else None)

@@ -20,6 +20,7 @@ from featurecache.heads.head import Arrays
 
 LEAST_ROWS: Final = 20
 """With fewer there is no share of one in twenty."""
+# Kept with every head, so they must stay small beside it.
 _MOST_ROWS, _MOST_BYTES = 1000, 2 << 20
 _NEIGHBOURS, _FOLDS, _BLOCK = 5, 5, 1024
 
@@ -57,15 +58,14 @@ class OutlierDetector:
         usual = scores_by_others(X, groups, random_state=random_state)
         return None if usual is None else cls(_unit(X).astype(np.float16), np.sort(usual))
 
-    def scores(self, X: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return how unlike the fitted samples each row (n, d) is, 0 to 2."""
-        reference = self.rows.astype(np.float32)
-        found = [_scores(_unit(X[start : start + _BLOCK]), reference) for start in range(0, len(X), _BLOCK)]
-        return np.concatenate(found) if found else np.empty(0, np.float32)
-
     def p_values(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the share of samples like the fitted ones that are at least as unlike them as each row (n, d)."""
-        above = len(self.usual) - np.searchsorted(self.usual, self.scores(X), side="left")
+        reference, scores = self.rows.astype(np.float32), np.empty(len(X), np.float32)
+        for start in range(0, len(X), _BLOCK):
+            scores[start : start + _BLOCK] = _scores(_unit(X[start : start + _BLOCK]), reference)
+        # Scores that are equal count as above: a p-value may be too large, not too small.
+        above = len(self.usual) - np.searchsorted(self.usual, scores, side="left")
+        # The sample itself is one of them; without it a p-value could be zero, which no number of samples supports.
         return np.asarray((above + 1.0) / (len(self.usual) + 1.0))
 
     def to_arrays(self) -> Arrays:
@@ -87,18 +87,18 @@ class OutlierDetector:
         HeadError
             Arrays are missing, or do not belong together.
         """
-        wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
+        expected: dict[str, tuple[Any, tuple[int, ...]]] = {
             "rows": (np.float16, (-1, n_features)),
             "usual": (np.float32, (-1,)),
         }
-        if arrays.keys() != wanted.keys():
+        if arrays.keys() != expected.keys():
             raise HeadError(f"what tells its outliers has the arrays {sorted(arrays)}")
-        for name, (dtype, shape) in wanted.items():
+        for name, (dtype, shape) in expected.items():
             array = arrays[name]
             fits = array.ndim == len(shape) and all(w in (-1, h) for w, h in zip(shape, array.shape, strict=True))
             if array.dtype != dtype or not fits or not len(array) or not np.isfinite(array).all():
                 raise HeadError(f"what tells its outliers does not fit: {name} is {array.dtype} {array.shape}")
-        return cls(**{name: arrays[name] for name in wanted})
+        return cls(**{name: arrays[name] for name in expected})
 
 
 def scores_by_others(
@@ -147,5 +147,6 @@ def _unit(X: NDArray[np.floating]) -> NDArray[np.float32]:
 def _scores(rows: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return one less the mean cosine of each row to its nearest neighbours."""
     count = min(_NEIGHBOURS, len(reference))
+    # A partition, not a sort: of the nearest only the mean is needed.
     nearest = np.partition(rows @ reference.T, len(reference) - count, axis=1)[:, len(reference) - count :]
     return np.asarray(1.0 - nearest.mean(axis=1), np.float32)

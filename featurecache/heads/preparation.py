@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 
 # Early stopping needs rows to stop by. With fewer, what is held out is noise, or a class would be lost.
 _ENOUGH_ROWS, _ENOUGH_OF_A_CLASS = 1000, 10
@@ -106,7 +106,7 @@ def balanced_weights(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(counts.sum() / (len(counts) * counts))
 
 
-# With one label of each of ten classes this makes logistic regression right 0.88 of the time instead of 0.64, and with
+# With one label of each of ten classes this makes the linear probe right 0.88 of the time instead of 0.64, and with
 # five labels of two classes a perceptron 0.90 instead of 0.79.
 PRIOR_ROWS = 10.0
 
@@ -184,15 +184,20 @@ def own_units(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float
     return scaler.mean_, np.where(varies, 1 / scaler.scale_, 0.0)
 
 
-def in_units(rows: NDArray[Any], mean: NDArray[np.float64], factor: NDArray[np.float64]) -> NDArray[Any]:
-    """Return rows less their mean, times a factor, as a new array of their type.
+def directions(
+    rows: NDArray[Any], mean: NDArray[np.float64] | None = None, factor: NDArray[np.float64] | None = None
+) -> NDArray[Any]:
+    """Return rows less their mean, times a factor, as far as these are given, and normalised, in their type.
 
     Parameters
     ----------
     rows : ndarray (n_samples, n_features)
-    mean, factor : ndarray (n_features,)
-        As `own_units` returns them.
+    mean, factor : ndarray (n_features,), optional
+        As `own_units` returns them; a factor only with a mean.
     """
+    if mean is None:
+        return np.asarray(normalize(rows))
     centred = rows - mean.astype(rows.dtype)
-    centred *= factor.astype(rows.dtype)
-    return np.asarray(centred)
+    if factor is not None:
+        centred *= factor.astype(rows.dtype)
+    return np.asarray(normalize(centred, copy=False))

@@ -109,7 +109,10 @@ class RbfSvm(HeadMixin, ClassifierMixin, BaseEstimator):
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
         """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
         # libsvm has rows of its own in float64, and so are the support vectors that it gives back.
-        return ANY_FIT_BYTES + 40 * n_samples * n_features + min(_CACHE_MB << 20, 4 * n_samples**2)
+        rows = 40 * n_samples * n_features
+        # Kernel values of all pairs in float32, as far as they fit.
+        kernel = min(_CACHE_MB << 20, 4 * n_samples**2)
+        return ANY_FIT_BYTES + rows + kernel
 
     @classmethod
     def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:

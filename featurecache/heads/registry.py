@@ -47,6 +47,10 @@ HEADS = tuple(
 )
 # Names of the built-in heads for features that keep their tokens.
 TOKEN_HEADS = tuple(name for name, classes in _BUILT_IN.items() if classes[0].needs_tokens)
+# The name of the linear probe for each kind of task.
+LINEAR_PROBES: dict[TaskKind, str] = {
+    kind: name for name, classes in _BUILT_IN.items() for cls in classes for kind in cls.linear_probe_of
+}
 
 # Heads of this program.
 _REGISTERED: dict[tuple[TaskKind, str], NamedHead] = {}
@@ -135,19 +139,6 @@ def make_head(name: str, *, kind: TaskKind = "classification", **params: Any) ->
         if param not in known:
             raise UnknownNameError(f"parameter of head {name!r}", param, known)
     return estimator.set_params(**params)
-
-
-def head_grid(name: str, n_samples: int, *, kind: TaskKind = "classification") -> list[Setting]:
-    """Return the settings of a head on so many rows, the simplest model first.
-
-    Parameters
-    ----------
-    name : str
-    n_samples : int
-    kind : str
-        Of the task.
-    """
-    return find_head(name, kind=kind).settings_for(n_samples)
 
 
 def register_head(

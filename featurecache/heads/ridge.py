@@ -49,9 +49,14 @@ class _Ridge(HeadMixin, BaseEstimator):
     regularization: ClassVar[str | None] = "alpha"
     grid: ClassVar[dict[str, list[Any]]] = {
         "standardize": [True, "jointly"],
+        # From the largest: the simplest model first.
         "alpha": powers_of_ten(7, -2, per_decade=2),
     }
     relative_seconds: ClassVar[float] = 6.0
+    _targets_of: Callable[[NDArray[Any], NDArray[Any]], Real]
+    """Take what there is to know of rows and targets, and return these, (n_samples, n_outputs)."""
+    _fitted: Callable[[Real, Real], Self]
+    """Take weights (n_outputs, n_features) and intercepts (n_outputs,)."""
 
     def __init__(
         self,
@@ -96,10 +101,11 @@ class _Ridge(HeadMixin, BaseEstimator):
             one = copy(self).set_params(**shared)
             systems = one._systems(X, one._targets_of(X, y), fold, sample_weight)
             for setting in some:
+                # Not `clone`: they share what `_targets_of` has found.
                 heads = [copy(one) for _ in systems]
                 for head, system in zip(heads, systems, strict=True):
                     head.alpha = setting.get("alpha", self.alpha)
-                    head._solved(head.alpha, *system.solution(head.alpha))
+                    head._solved(system, head.alpha)
                 drop_classes(heads, absent)
                 yield dict(setting), heads
 
@@ -114,33 +120,55 @@ class _Ridge(HeadMixin, BaseEstimator):
         """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
         return (NUM_FOLDS + 1) * 5e-10 * min(2 * n_samples, n_features) ** 3
 
-    def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
-        """Take what there is to know of rows and targets, and return these, (n_samples, n_outputs)."""
-        raise NotImplementedError
+    def _left_out(
+        self, rows: Real, targets: Real, weight: Any, fold: NDArray[np.int64] | None
+    ) -> tuple[System, list[float], list[Real]]:
+        """Return the system of all rows, the values of alpha, and what each row gets from each when it is left out.
 
-    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
-        raise NotImplementedError
+        Parameters
+        ----------
+        rows : ndarray (n_samples, n_features)
+        targets : ndarray (n_samples, n_outputs)
+        weight : ndarray (n_samples,), or None
+            Above 0.
+        fold : ndarray (n_samples,), or None
+            None: each row is left out by itself.
 
-    def _without_weightless(
-        self, rows: Any, y: NDArray[Any], sample_weight: ArrayLike | None, groups: ArrayLike | None, *, classes: bool
-    ) -> list[Any]:
-        """Return weights, rows, targets and folds, without rows that have no weight."""
-        search = self.alphas is not None and self.cv is not None
-        fold = fold_of_rows(self.cv, y, groups, self.random_state, classes=classes) if search else None
-        return with_weight(checked_weight(sample_weight, rows), rows, y, fold)
-
-    def _chosen(
-        self, rows: Real, targets: Real, weight: Any, fold: NDArray[np.int64] | None, score: Callable[[Real], float]
-    ) -> System:
-        """Solve for all rows, and choose the alpha of the best score of what each row gets when it is left out."""
+        Returns
+        -------
+        (system, alphas, held_out)
+            From the largest alpha to the smallest, each (n_samples, n_outputs); empty where there is no choice.
+        """
         alphas = checked_grid_values(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
-        system, self.alpha_ = self._system(rows, targets, weight), alphas[0]
-        if self.alphas is not None:
-            outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
-            self.scores_ = np.array([score(values) for values in outcomes])
+        system = self._system(rows, targets, weight)
+        if self.alphas is None:
+            return system, alphas, []
+        return system, alphas, list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
+
+    def _take_best(
+        self, system: System, alphas: Sequence[float], held_out: Sequence[Real], scores: Sequence[float]
+    ) -> Self:
+        """Take the alpha of the best score, of equals the largest.
+
+        Parameters
+        ----------
+        system, alphas, held_out
+            As `_left_out` returns them.
+        scores : sequence of float
+            Of what is held out.
+        """
+        best = 0
+        if scores:
+            self.scores_ = np.array(scores)
+            # The first of equals, which is the largest alpha.
             best = int(self.scores_.argmax())
-            self.alpha_, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
-        return system
+            self.held_out_ = held_out[best].astype(np.float64)
+        return self._solved(system, alphas[best])
+
+    def _solved(self, system: System | _Systems, alpha: float) -> Self:
+        self.alpha_ = alpha
+        weights_DK, intercept_K = system.solution(alpha)
+        return self._fitted(weights_DK.T, intercept_K)
 
     def _systems(
         self, X: Real, targets: Real, fold: NDArray[np.int64], weight: NDArray[np.float64] | None
@@ -150,6 +178,7 @@ class _Ridge(HeadMixin, BaseEstimator):
         found = [_Systems([], targets.shape[1], X.shape[1]) for _ in range(max(len(held_out), 1))]
         for columns, known in columns_by_known_rows(is_known(targets)):
             for solution, number in zip(found, held_out if len(held_out) else [-1], strict=True):
+                # Rows below 0 are never held out.
                 kept = known & ((fold != number) | (fold < 0))
                 if kept.all():
                     system = self._system(X, targets[:, columns], weight)
@@ -218,15 +247,15 @@ class RidgeProbe(_Ridge, LinearClassifier):
             Data or parameters that scikit-learn's estimators refuse too.
         """
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C")
-        weight, rows, labels, fold = self._without_weightless(rows, np.asarray(y), sample_weight, groups, classes=True)
+        labels, fold = np.asarray(y), None
+        if self.alphas is not None and self.cv is not None:
+            fold = fold_of_rows(self.cv, labels, groups, self.random_state)
+        weight, rows, labels, fold = with_weight(checked_weight(sample_weight, rows), rows, labels, fold)
         targets = self._targets_of(rows, labels)
         y_index = np.searchsorted(self.classes_, labels)
-
-        def accuracy(values: Real) -> float:
-            return float(np.average(class_of_margins(values) == y_index, weights=weight))
-
-        system = self._chosen(rows, targets, weight, fold, accuracy)
-        return self._solved(self.alpha_, *system.solution(self.alpha_))
+        system, alphas, held_out = self._left_out(rows, targets, weight, fold)
+        scores = [float(np.average(class_of_margins(each) == y_index, weights=weight)) for each in held_out]
+        return self._take_best(system, alphas, held_out, scores)
 
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         self.n_features_in_ = X.shape[1]
@@ -234,10 +263,6 @@ class RidgeProbe(_Ridge, LinearClassifier):
         if len(self.classes_) == 2:
             return (2.0 * y_index - 1.0)[:, None]
         return np.where(y_index[:, None] == np.arange(len(self.classes_)), 1.0, -1.0)
-
-    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
-        self.alpha_ = alpha
-        return self._fitted(weights_DK.T, intercept_K)
 
 
 class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
@@ -257,6 +282,7 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"multilabel", "regression"})
+    linear_probe_of: ClassVar[frozenset[TaskKind]] = frozenset({"regression"})
     defaults: ClassVar[Setting] = {"prior_rows": PRIOR_ROWS}
     takes_unknown: ClassVar[bool] = True
     """Of several numbers some may be NaN: each is fitted on the rows where it is known."""
@@ -285,17 +311,16 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
                 raise ValueError("alphas are chosen where all numbers are known; set alpha, or choose among settings")
             targets, weight = self._targets_of(rows, numbers), checked_weight(sample_weight, rows)
             (systems,) = self._systems(rows, targets, np.full(len(numbers), -1), weight)
-            return self._solved(self.alpha, *systems.solution(self.alpha))
-        weight, rows, numbers, fold = self._without_weightless(rows, numbers, sample_weight, groups, classes=False)
-        seen = slice(None) if fold is None else fold >= 0
-
-        def determination(values: Real) -> float:
-            return float(
-                r2_score(_column(numbers)[seen], values[seen], sample_weight=None if weight is None else weight[seen])
-            )
-
-        system = self._chosen(rows, self._targets_of(rows, numbers), weight, fold, determination)
-        return self._solved(self.alpha_, *system.solution(self.alpha_))
+            return self._solved(systems, self.alpha)
+        fold = None
+        if self.alphas is not None and self.cv is not None:
+            fold = fold_of_rows(self.cv, numbers, groups, self.random_state, classes=False)
+        weight, rows, numbers, fold = with_weight(checked_weight(sample_weight, rows), rows, numbers, fold)
+        targets, seen = self._targets_of(rows, numbers), slice(None) if fold is None else fold >= 0
+        system, alphas, held_out = self._left_out(rows, targets, weight, fold)
+        weight = None if weight is None else weight[seen]
+        scores = [float(r2_score(targets[seen], each[seen], sample_weight=weight)) for each in held_out]
+        return self._take_best(system, alphas, held_out, scores)
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
@@ -320,14 +345,14 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
 
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         self.n_features_in_, self._flat = X.shape[1], y.ndim == 1
-        return _column(y.astype(np.float64, copy=False))
+        numbers = y.astype(np.float64, copy=False)
+        return numbers[:, None] if self._flat else numbers
 
-    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
-        self.alpha_ = alpha
+    def _fitted(self, weights_KD: Real, intercept_K: Real) -> Self:
         if self._flat:
-            self.coef_, self.intercept_ = weights_DK[:, 0].copy(), float(intercept_K[0])
+            self.coef_, self.intercept_ = weights_KD[0].copy(), float(intercept_K[0])
         else:
-            self.coef_, self.intercept_ = weights_DK.T.copy(), intercept_K.copy()
+            self.coef_, self.intercept_ = weights_KD.copy(), intercept_K.copy()
         return self
 
 
@@ -354,7 +379,3 @@ class _Systems:
         for columns, system in self.of_columns:
             weights_DK[:, columns], intercept_K[columns] = system.solution(alpha)
         return weights_DK, intercept_K
-
-
-def _column(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    return y[:, None] if y.ndim == 1 else y

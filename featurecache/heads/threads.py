@@ -18,6 +18,7 @@ def one_thread() -> Iterator[None]:
     Once torch was told a number of threads, as extraction does, its matrix products keep to that and no longer ask
     OpenMP, which is all that threadpoolctl can limit.
     """
+    # Not imported: where nobody has, there is nothing to limit.
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 1
     try:

@@ -106,6 +106,7 @@ def choose_threshold(rule: ThresholdRule, holds: np.ndarray, proba: np.ndarray) 
         case "cost":
             keys = [-(rule.of_missed * (num_positive - hits) + rule.of_false_alarm * (named - hits))]
         case "recall":
+            # Quotients may round to a little below a target that is reached.
             reached, keys = recall >= rule.target - 1e-12, [precision, recall]
         case "precision":
             reached, keys = (precision >= rule.target - 1e-12) & (hits > 0), [recall, precision]
@@ -125,6 +126,7 @@ def _between(found: np.ndarray) -> np.ndarray:
     middle = np.where(middle > lower, middle, found)
     middle[-1] = found[-1] / 2
     above = found[0] + (1 - found[0]) / 2
+    # A probability of one leaves no number between it and one.
     return np.append(above if above > found[0] else np.nextafter(max(found[0], 1.0), 2.0), middle)
 
 
@@ -158,16 +160,17 @@ class Thresholds:
             return np.asarray(proba >= np.array(self.values))
         return np.where(proba[:, self.positive] >= self.values[0], self.positive, 1 - self.positive)
 
-    def moved(self, proba: np.ndarray) -> np.ndarray:
-        """Return probabilities of labels, moved in their order so that those from the threshold on are above a half."""
+    def decide(self, proba: np.ndarray) -> np.ndarray:
+        """Return class indices (n,), or probabilities of labels, moved in their order so that those that hold are above
+        one half.
+        """
+        if self.positive is not None:
+            return self.predict(proba)
         threshold = np.array(self.values)
+        # At a threshold of 0, or of 1 and more, one of the two sides is empty: only nothing must be divided by zero.
         above = 1 - (1 - proba) / np.maximum(1 - threshold, 1e-12) / 2
         below = proba / np.maximum(threshold, 1e-12) / 2
         return np.where(proba >= threshold, np.clip(above, np.nextafter(0.5, 1), 1), np.clip(below, 0, 0.5))
-
-    def decide(self, proba: np.ndarray) -> np.ndarray:
-        """Return class indices (n,), or probabilities of labels of which those that hold are above one half."""
-        return self.moved(proba) if self.positive is None else self.predict(proba)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

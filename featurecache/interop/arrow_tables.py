@@ -37,12 +37,13 @@ def features_schema(features: Features, task: Task | None = None) -> Any:
     RequestError
         A label or number is called as a column of ours.
     """
-    arrow = _arrow()
+    arrow = _library("pyarrow", "parquet")
     fields = [("id", arrow.string()), ("name", arrow.string())]
     if task is not None:
         if task.kind == "classification":
             fields.append(("label", arrow.string()))
         else:
+            # Else a label would stand where readers look for our column.
             if twice := set(task.classes) & set(_OWN):
                 raise RequestError(f"task {task.name!r} calls a column {twice.pop()!r}, as the table does; rename it")
             kind = arrow.bool_() if task.kind == "multilabel" else arrow.float64()
@@ -75,8 +76,9 @@ def feature_batches(
     pyarrow.RecordBatch
         Features flattened, float32, (n, size).
     """
-    arrow, schema = _arrow(), features_schema(features, task)
+    arrow, schema = _library("pyarrow", "parquet"), features_schema(features, task)
     rows = features.rows if task is None else np.sort(samples.rows_of(task.ids))
+    # Bad inputs have no features, and samples of a task may not be cached.
     rows = rows[features.usable(rows)]
     for start in range(0, len(rows), rows_at_once):
         some = rows[start : start + rows_at_once]
@@ -89,8 +91,10 @@ def feature_batches(
 
 def to_arrow(features: Features, samples: SampleTable, task: Task | None = None) -> Any:
     """Return a table of features; see `feature_batches`."""
+    # With the schema: of no samples there is no batch to take it from.
     schema = features_schema(features, task)
-    return _arrow().Table.from_batches(list(feature_batches(features, samples, task)), schema=schema)
+    table = _library("pyarrow", "parquet").Table
+    return table.from_batches(list(feature_batches(features, samples, task)), schema=schema)
 
 
 def to_pandas(features: Features, samples: SampleTable, task: Task | None = None) -> Any:
@@ -98,6 +102,7 @@ def to_pandas(features: Features, samples: SampleTable, task: Task | None = None
     pandas = _library("pandas", "parquet")
     table = to_arrow(features, samples, task)
     values = np.asarray(table["features"].combine_chunks().flatten()).reshape(table.num_rows, -1)
+    # Apart from the rest: a list for each row would be an object for each row.
     frame = table.drop_columns(["features"]).to_pandas()
     numbers = pandas.DataFrame(values, columns=[f"f{index}" for index in range(values.shape[1])])
     return pandas.concat([frame, numbers], axis=1)
@@ -112,6 +117,7 @@ def to_hugging_face(features: Features, samples: SampleTable, task: Task | None 
 def _columns(rows: Rows, samples: SampleTable, task: Task | None) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "id": [row.tobytes().hex() for row in samples.ids[rows]],
+        # A name of bytes that are no UTF-8 is none to Arrow.
         "name": [name.encode("utf-8", "replace").decode() for name in samples.uris_of(rows)],
     }
     if task is None:
@@ -131,10 +137,6 @@ def _columns(rows: Rows, samples: SampleTable, task: Task | None) -> dict[str, A
     if task.domains is not None:
         columns["domain"] = [task.domain_names[number] for number in task.domains[index].tolist()]
     return columns
-
-
-def _arrow() -> Any:
-    return _library("pyarrow", "parquet")
 
 
 def _library(name: str, extra: str) -> Any:

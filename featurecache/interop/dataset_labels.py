@@ -77,8 +77,10 @@ def labels_in_source(source: Any, opened: Source, text_column: str | None = None
         found = tuple(Label(name, label) for name, label in opened.labels())
         origin = Path(opened.url).name
         return TableLabels(labels=found, origin=origin, root=opened.key) if found else None
+    # What is named by a path has folders, and these may be the classes.
     if isinstance(source, str | Path | SourceSpec):
         return None
+    # A data set of Hugging Face has columns as well, and is read below.
     if hasattr(source, "columns") and not is_hugging_face(source):
         if text_column is not None:
             raise TaskError("say the labels of the texts in a data frame: labels=, by their names in id_column")

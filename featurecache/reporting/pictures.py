@@ -133,11 +133,22 @@ def thumbnail(data: bytes | None) -> str | None:
     if data is None:
         return None
     try:
-        image = decode(data, PreprocessSpec(range="image")).image
+        return "data:image/jpeg;base64," + base64.b64encode(small_jpeg(data)).decode()
     except InputError:
         return None
+
+
+def small_jpeg(data: bytes) -> bytes:
+    """Return a small copy of an encoded image.
+
+    Raises
+    ------
+    InputError
+        It cannot be decoded.
+    """
+    image = decode(data, PreprocessSpec(range="image")).image
     image.thumbnail(_THUMBNAIL)
     # JPEG: a page with a dozen photographs should open at once.
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return out.getvalue()

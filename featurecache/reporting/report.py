@@ -37,7 +37,7 @@ class FinalEvaluation:
     split : str
         Of these samples: ``test``, or ``validation``.
     y_true, y_pred : ndarray
-        Targets and predictions, as in `featurecache.evaluation.search.HeadResult`.
+        Targets and predictions, as in `featurecache.evaluation.head_result.HeadResult`.
     proba : ndarray (n_samples, n_outputs)
         Probabilities.
     names : sequence of str
@@ -82,7 +82,7 @@ class ReportData:
         What to do next, in sentences.
     kept : str or None
         What the kept head was fitted on.
-    to_look_at : sequence of SamplesToLookAt
+    galleries : sequence of Gallery
         Near-copies and labels that are worth checking, shown as pictures.
     """
 
@@ -98,11 +98,11 @@ class ReportData:
     changes: Sequence[str] = ()
     advice: Sequence[str] = ()
     kept: str | None = None
-    to_look_at: Sequence[SamplesToLookAt] = ()
+    galleries: Sequence[Gallery] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class SamplesToLookAt:
+class Gallery:
     """Samples that advice names, each with what it says of it.
 
     Attributes
@@ -157,8 +157,14 @@ def write_report(path: Path, data: ReportData, *, read: Callable[[str], bytes | 
     with pillow_defaults():
         mistakes = [_mistake(data, index, read) for index in wrong[:_MAX_MISTAKES].tolist()]
         galleries = [
-            (group.title, [(names, caption, _images(names, read)) for names, caption in group.samples[:_MAX_MISTAKES]])
-            for group in data.to_look_at
+            (
+                gallery.title,
+                [
+                    (names, caption, [thumbnail(read(name)) for name in names])
+                    for names, caption in gallery.samples[:_MAX_MISTAKES]
+                ],
+            )
+            for gallery in data.galleries
         ]
     text = environment.get_template("report.html").render(
         data=data,
@@ -178,6 +184,7 @@ def write_report(path: Path, data: ReportData, *, read: Callable[[str], bytes | 
         num_mistakes=len(wrong),
         versions={"python": platform.python_version(), **installed_versions()},
     )
+    # Names of files may hold bytes that are no UTF-8.
     publish_bytes(path, text.encode(errors="replace"))
 
 
@@ -244,6 +251,7 @@ def _by_confusion(counts: np.ndarray) -> np.ndarray:
     from scipy.spatial.distance import squareform
 
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    # Symmetric: which of two classes is taken for the other does not matter to where they stand.
     distances = 1 - np.clip(shares + shares.T, 0, 1)
     np.fill_diagonal(distances, 0)
     return np.asarray(leaves_list(linkage(squareform(distances), "average", optimal_ordering=True)))
@@ -268,17 +276,13 @@ def _wrong(data: ReportData) -> np.ndarray:
     return wrong[np.argsort(-errors, kind="stable")]
 
 
-def _images(names: Sequence[str], read: Callable[[str], bytes | None]) -> list[str | None]:
-    """Return a thumbnail of each sample, None where its bytes are not at hand."""
-    return [thumbnail(read(name)) for name in names]
-
-
 def _mistake(data: ReportData, index: int, read: Callable[[str], bytes | None]) -> Mistake:
     final = data.final
     return Mistake(
         name=final.names[index],
         true=_in_words(data, final.y_true[index]),
         predicted=_in_words(data, final.y_pred[index]),
+        # Labels and numbers have no single probability.
         probability=float(final.proba[index, final.y_pred[index]]) if final.y_true.ndim == 1 else None,
         image=thumbnail(read(final.names[index])),
     )

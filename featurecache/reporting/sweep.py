@@ -73,17 +73,14 @@ def draw_sweep(lines: Sequence[SweepLine]) -> str:
     return out.getvalue()
 
 
-def natural(text: str) -> tuple[Any, ...]:
-    """Return a key that puts ``blocks.9`` before ``blocks.10``, and ``pre_logits`` last."""
-    words = [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in re.split(r"(\d+)", text) if word]
-    return text.startswith("pre_logits"), *words
-
-
 def _layers(lines: Sequence[SweepLine]) -> dict[tuple[str, str, str, int | None], str]:
     """Return the name of each feature set by what it is, in the order of the layers."""
-    names = distinct_names([line.to_json() for line in lines])
-    found = {_set_of(line): (line.backbone, name) for line, name in zip(lines, names, strict=True)}
-    return {key: found[key][1] for key in sorted(found, key=lambda key: (found[key][0], natural(found[key][1])))}
+    found, order = {}, {}
+    for line, name in zip(lines, distinct_names([line.to_json() for line in lines]), strict=True):
+        # By numbers where there are numbers, so that blocks.9 comes before blocks.10; the default tap comes last.
+        words = [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in re.split(r"(\d+)", name) if word]
+        found[_set_of(line)], order[_set_of(line)] = name, (line.backbone, name.startswith("pre_logits"), words)
+    return {key: found[key] for key in sorted(found, key=order.__getitem__)}
 
 
 def _set_of(line: SweepLine) -> tuple[str, str, str, int | None]:

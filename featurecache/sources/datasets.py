@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import RequestError
-from featurecache.sources.in_memory import IndexedImages, number_name
+from featurecache.sources.in_memory import IndexedImages, number_names
 from featurecache.sources.path_list import PathList
 from featurecache.sources.source import Source
 
@@ -56,11 +56,11 @@ def dataset_source(dataset: Any, key: str) -> Source:
         found = dataset[index]
         return found[0] if isinstance(found, tuple | list) else found
 
-    return IndexedImages(item, _NumberNames(len(dataset)), key=key, one_at_a_time=True)
+    return IndexedImages(item, number_names(len(dataset)), key=key, one_at_a_time=True)
 
 
 def dataset_labels(dataset: Any) -> Iterator[tuple[str, str, str | None]]:
-    """Yield the name, the class and the part (as it is called, if there are several) of each labelled sample.
+    """Yield the name, the class and the split (where there are several) of each sample that has a class.
 
     Parameters
     ----------
@@ -77,26 +77,9 @@ def dataset_labels(dataset: Any) -> Iterator[tuple[str, str, str | None]]:
         return
     classes = getattr(dataset, "classes", None)
     paths = _paths_of(dataset)
-    names: Sequence[str] = _NumberNames(len(dataset)) if paths is None else paths
+    names = number_names(len(dataset)) if paths is None else paths
     for name, target in zip(names, _targets_of(dataset), strict=True):
         yield name, str(classes[int(target)] if classes is not None else target), None
-
-
-class _NumberNames(Sequence[str]):
-    """Names of samples by their numbers, made when they are asked for."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [number_name(number) for number in range(*index.indices(self._count))]
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        return number_name(index)
 
 
 def _paths_of(dataset: Any) -> list[str] | None:
@@ -123,44 +106,44 @@ def _targets_of(dataset: Any) -> Sequence[Any]:
     return found
 
 
-def _parts(dataset: Any) -> dict[str, Any]:
-    """Return the parts of a data set of Hugging Face by what stands before the names of their samples."""
+def _data_by_prefix(dataset: Any) -> dict[str, Any]:
+    """Return the splits of a data set of Hugging Face by what stands before the names of their samples."""
     if isinstance(dataset, Mapping):
-        return {f"{split}/": part for split, part in dataset.items()}
+        return {f"{split}/": data for split, data in dataset.items()}
     return {"": dataset}
 
 
 def _hugging_face_images(dataset: Any) -> tuple[list[str], Callable[[int], Any]]:
     image_type = import_module("datasets").Image
-    parts = []
-    for prefix, part in _parts(dataset).items():
-        if not hasattr(part, "__len__"):
+    tables = []
+    for prefix, data in _data_by_prefix(dataset).items():
+        if not hasattr(data, "__len__"):
             raise RequestError("a data set that streams has no samples by number; load it without streaming=True")
-        columns = [name for name, feature in part.features.items() if isinstance(feature, image_type)]
+        columns = [name for name, feature in data.features.items() if isinstance(feature, image_type)]
+        # Of several columns of images that with a usual name; masks and depths are images too.
         named = [name for name in _IMAGE_COLUMNS if name in columns] or columns
         if not named:
-            raise RequestError(f"the data set has no column of images; it has: {', '.join(part.features)}")
+            raise RequestError(f"the data set has no column of images; it has: {', '.join(data.features)}")
         # Undecoded, so that a sample has the id of the file with its bytes.
-        parts.append(
-            (prefix, part.select_columns([named[0]]).cast_column(named[0], image_type(decode=False)), named[0])
-        )
-    names = [f"{prefix}{number_name(index)}" for prefix, part, _ in parts for index in range(len(part))]
-    starts = np.cumsum([0, *(len(part) for _, part, _ in parts)])
+        images = data.select_columns([named[0]]).cast_column(named[0], image_type(decode=False))
+        tables.append((prefix, images, named[0]))
+    names = [f"{prefix}{name}" for prefix, images, _ in tables for name in number_names(len(images))]
+    starts = np.cumsum([0, *(len(images) for _, images, _ in tables)])
 
     def get(index: int) -> Any:
         number = int(np.searchsorted(starts, index, side="right")) - 1
-        _, part, column = parts[number]
-        return part[index - int(starts[number])][column]
+        _, images, column = tables[number]
+        return images[index - int(starts[number])][column]
 
     return names, get
 
 
 def _hugging_face_labels(dataset: Any) -> Iterator[tuple[str, str, str | None]]:
-    for prefix, part in _parts(dataset).items():
-        named = [name for name in _LABEL_COLUMNS if name in part.features]
+    for prefix, data in _data_by_prefix(dataset).items():
+        named = [column for column in _LABEL_COLUMNS if column in data.features]
         if not named:
-            raise RequestError(f"the data set has no column of labels; it has: {', '.join(part.features)}")
-        of_class = getattr(part.features[named[0]], "int2str", str)
-        for index, value in enumerate(part[named[0]]):
-            if value is not None and value != -1:  # -1: not known, as test parts have it
-                yield f"{prefix}{number_name(index)}", of_class(value), prefix.rstrip("/") or None
+            raise RequestError(f"the data set has no column of labels; it has: {', '.join(data.features)}")
+        of_class = getattr(data.features[named[0]], "int2str", str)
+        for name, value in zip(number_names(len(data)), data[named[0]], strict=True):
+            if value is not None and value != -1:  # -1: not known, as test splits have it
+                yield f"{prefix}{name}", of_class(value), prefix.rstrip("/") or None

@@ -120,7 +120,7 @@ class _Walk:
             elif entry is None:
                 if (entries := self._listed(folder, path)) is not None:
                     pending.append(_Entered(path, entries))
-            elif _is_image(entry):
+            elif os.path.splitext(entry.name)[1].lower() in _SUFFIXES:  # noqa: PTH122 - once for every file
                 pending[-1].has_images = True
                 yield entry, path
             else:
@@ -172,7 +172,3 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
-
-
-def _is_image(entry: os.DirEntry[bytes]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in _SUFFIXES  # noqa: PTH122 - once for every file

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from featurecache.errors import SourceError
 from featurecache.files import open_regular, reason_of
-from featurecache.sources.in_memory import IndexedImages, number_name
+from featurecache.sources.in_memory import IndexedImages, number_names
 
 
 class Hdf5Arrays(IndexedImages):
@@ -39,12 +38,10 @@ class Hdf5Arrays(IndexedImages):
             able = ", ".join(_arrays(self._file)) or "none"
             what = f"has no array {name!r} of pictures" if name else f"has {len(arrays)} arrays of pictures"
             raise SourceError(f"{path} {what}; write h5://{path}::NAME, with one of: {able}")
-        self._array, self._one = self._file[arrays[0]], Lock()
-        names = [number_name(index) for index in range(len(self._array))]
-        super().__init__(self._picture, names, key=f"{Path(path).absolute()}::{arrays[0]}", one_at_a_time=True)
-
-    def _picture(self, index: int) -> Any:
-        return self._array[index]
+        array = self._file[arrays[0]]
+        key = f"{Path(path).absolute()}::{arrays[0]}"
+        # HDF5 lets one thread at a time into the library.
+        super().__init__(array.__getitem__, number_names(len(array)), key=key, one_at_a_time=True)
 
 
 def _arrays(file: Any) -> list[str]:
@@ -53,9 +50,9 @@ def _arrays(file: Any) -> list[str]:
 
     found = []
 
-    def look(name: str, item: Any) -> None:
+    def collect(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and item.ndim in (3, 4) and len(item) and item.external is None:
             found.append(name)
 
-    file.visititems(look)
+    file.visititems(collect)
     return found

@@ -111,6 +111,7 @@ def picture_bytes(item: Any) -> bytes:
     return array_bytes(item)
 
 
-def number_name(index: int) -> str:
-    """Return what a sample without a name is called by its number, from 0."""
-    return f"{index:09d}"
+def number_names(count: int) -> list[str]:
+    """Return what samples without a name are called: by their numbers, from 0."""
+    # Of one length, so that sorted by name they stay in order.
+    return [f"{index:09d}" for index in range(count)]

@@ -51,7 +51,9 @@ class Input:
             raise InputError("too_large", f"the file has {self.stamp[0]} bytes, the limit is {max_bytes}")
         if self.stamp is not None:
             try:
-                return self.source.open(self.entry, stamp=self.stamp)
+                data = self.source.open(self.entry, stamp=self.stamp)
+                if not getattr(self.source, "has_coarse_stamps", False) or self.id in (None, digest_bytes(data)):
+                    return data
             except InputError as error:
                 # A touched file, or one that was copied back, still holds what it held; only a digest can tell.
                 if error.status != "changed" or self.id is None:

@@ -18,7 +18,7 @@ from featurecache.sources.datasets import dataset_source, is_dataset, is_hugging
 from featurecache.sources.files import NamedFiles
 from featurecache.sources.folder import FolderSource
 from featurecache.sources.hdf5_arrays import Hdf5Arrays
-from featurecache.sources.in_memory import IndexedImages, InMemory, number_name
+from featurecache.sources.in_memory import IndexedImages, InMemory, number_names
 from featurecache.sources.path_list import PathList
 from featurecache.sources.path_table import PathTable
 from featurecache.sources.remote_folder import RemoteFolder, is_remote
@@ -97,6 +97,7 @@ def source_spec(
     columns = {"id_column": id_column, "text_column": text_column}
     options = tuple((name, column) for name, column in columns.items() if column is not None)
     limit, text = (("max_bytes", max_bytes),), str(path)
+    # Of a URL, options of a table go to the source of its scheme.
     if text_column is not None and "://" not in text:
         return SourceSpec("text_table", text, options)
     if id_column is not None and "://" not in text:
@@ -176,6 +177,7 @@ def samples_in_memory(
         Nothing of these.
     """
     key = f"memory:{name}"
+    # Before frames: such a data set has columns and items as well.
     if is_hugging_face(samples):
         return dataset_source(samples, key)
     if hasattr(samples, "columns") and hasattr(samples, "__getitem__"):
@@ -188,11 +190,11 @@ def samples_in_memory(
                 "an array of pictures has 3 or 4 axes, (n, height, width) or (n, height, width, channels); got "
                 f"{samples.ndim}"
             )
-        return IndexedImages(samples.__getitem__, [number_name(index) for index in range(len(samples))], key=key)
+        return IndexedImages(samples.__getitem__, number_names(len(samples)), key=key)
     if isinstance(samples, list | tuple):
         if samples and all(isinstance(item, str | Path) for item in samples):
             return PathList(samples, key=key)
-        return IndexedImages(samples.__getitem__, [number_name(index) for index in range(len(samples))], key=key)
+        return IndexedImages(samples.__getitem__, number_names(len(samples)), key=key)
     if isinstance(samples, Mapping):
         names = [str(name) for name in samples]
         return IndexedImages(list(samples.values()).__getitem__, names, key=key)
@@ -211,6 +213,7 @@ def _frame_source(frame: Any, key: str, text_column: str | None, id_column: str 
             if column is not None and column not in columns:
                 raise RequestError(str(UnknownNameError("column", column, columns, advice=f"choose one with {option}")))
         texts = [field_of(text) or "" for text in frame[text_column]]
+        # As `TextTable` names rows, so that both list the same.
         names = [f"row {number:09d}" for number in range(1, len(texts) + 1)]
         names = names if id_column is None else [str(name) for name in frame[id_column]]
         samples = dict(zip(names, map(to_bytes, texts), strict=True))
@@ -253,6 +256,7 @@ def _known_column(path: Path) -> str | None:
         return None
     try:
         with open_table(path) as table:
+            # A column of ids names images too, but no files.
             known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
     except TableError:
         return None

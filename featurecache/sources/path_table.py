@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from featurecache.sources.urls import UrlReader, is_url
 from featurecache.specs import MAX_FILE_BYTES
 from featurecache.tables import TableError, open_table
 
+# Requests that wait at the same time; names that are asked for before the first of them are passed on.
 _AT_ONCE, _BLOCK = 16, 1024
 
 
@@ -33,6 +34,8 @@ class PathTable(SingleUnit):
     """
 
     modality = "image"
+    has_coarse_stamps = True
+    """Servers count in seconds."""
 
     def __init__(
         self,
@@ -43,12 +46,9 @@ class PathTable(SingleUnit):
         max_bytes: int = MAX_FILE_BYTES,
     ) -> None:
         self.path, self.path_column = Path(url), path_column
+        # Another column of the same table is another source. A slash in its name would make a folder of the table.
+        self.key = str(self.path.with_name(f"{self.path.name}:{path_column.replace('/', '%2F')}").resolve())
         self._urls = UrlReader(max_bytes=max_bytes, allow_local=allow_local_urls)
-
-    @property
-    def key(self) -> str:
-        """The table and its column: another column of the same table is another source."""
-        return str(self.path.with_name(f"{self.path.name}:{self.path_column.replace('/', '%2F')}").resolve())
 
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield what the rows name, in their order; servers are asked whether objects changed, several at once.
@@ -58,18 +58,19 @@ class PathTable(SingleUnit):
         SourceError
             The table is missing, is no table, lacks the column, or names nothing.
         """
-        names = self._names
+        names = list(self._names)
         files = iter(self._files.list(unit))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for start in range(0, len(names), _BLOCK):
                 block = names[start : start + _BLOCK]
                 found = pool.map(self._entry, [name for name in block if is_url(name)])
+                # In the order of the table, whichever server answers first.
                 for name in block:
                     yield next(found) if is_url(name) else next(files)
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
         """Return the bytes of a file or an object."""
-        if name not in self._known:
+        if name not in self._names:
             raise InputError("missing", f"{self.path} names no {name!r}")
         return self._urls.read(name, stamp=stamp) if is_url(name) else self._files.open(name, stamp=stamp)
 
@@ -80,17 +81,13 @@ class PathTable(SingleUnit):
             return Entry(name, NO_STAMP, error.reason)
 
     @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self._names)
-
-    @cached_property
     def _files(self) -> PathList:
         paths = [name for name in self._names if not is_url(name)]
         return PathList(paths, key=self.key, root=self.path.absolute().parent)
 
     @cached_property
-    def _names(self) -> Sequence[str]:
-        """What the column names, each once: a picture may stand in several rows."""
+    def _names(self) -> Mapping[str, None]:
+        """What the column names, in its order and each once: a picture may stand in several rows."""
         try:
             with open_table(self.path) as table:
                 if self.path_column not in table.columns:
@@ -104,4 +101,4 @@ class PathTable(SingleUnit):
         found.pop("", None)
         if not found:
             raise SourceError(f"{self.path} names no pictures in {self.path_column!r}")
-        return tuple(found)
+        return found

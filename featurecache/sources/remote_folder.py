@@ -41,6 +41,8 @@ class RemoteFolder(SingleUnit):
     """
 
     modality = "image"
+    has_coarse_stamps = True
+    """What a file system says of an object may be its time in seconds; digests take little beside a network."""
 
     def __init__(self, url: str, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         self.url, self._max_bytes = url, max_bytes
@@ -50,7 +52,7 @@ class RemoteFolder(SingleUnit):
         # An archive on this machine is held open: what replaces it is seen by its own stamp.
         archive = Path(url.rpartition("::")[2])
         self._archive = archive if "::" in url and archive.is_file() else None
-        self._archive_stamp = self._stamp_of_archive()
+        self._archive_stamp = None if self._archive is None else stamp_of(self._archive.stat(), 0)
 
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the images, sorted by name; objects are listed, not read.
@@ -69,7 +71,7 @@ class RemoteFolder(SingleUnit):
             if about.get("type", "file") != "file":
                 continue
             name = path[len(self._root) :].lstrip("/") if path.startswith(self._root) else path
-            if not name or any(part.startswith(".") for part in PurePosixPath(name).parts):
+            if not name or any(folder.startswith(".") for folder in PurePosixPath(name).parts):
                 ignored.add_hidden(1)
             elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
                 names.append((name, about))
@@ -86,7 +88,8 @@ class RemoteFolder(SingleUnit):
         """Return the bytes of an object; with a stamp given, it must still have that."""
         path = f"{self._root.rstrip('/')}/{name}" if self._root else name
         try:
-            if (now := self._stamp_of_archive()) != self._archive_stamp:
+            now = None if self._archive is None else stamp_of(self._archive.stat(), 0)
+            if now != self._archive_stamp:
                 if stamp is not None:
                     raise InputError("changed", "the archive was replaced while the run went on")
                 (self._files, self._root), self._archive_stamp = open_file_system(self.url), now
@@ -105,9 +108,6 @@ class RemoteFolder(SingleUnit):
         if size is not None and len(data) != size:
             raise InputError("changed", f"{len(data)} bytes came of an object of {size}")
         return data
-
-    def _stamp_of_archive(self) -> Stamp | None:
-        return None if self._archive is None else stamp_of(self._archive.stat(), 0)
 
 
 def open_file_system(url: str) -> tuple[Any, str]:

@@ -48,8 +48,10 @@ class Source(Protocol):
     modality : str
         Kind of its samples, as a preprocess names it: ``image``, ``text``.
 
-    Optional attributes are ``ignored`` (an `IgnoredFiles`: what it held besides samples when it was last listed) and
-    ``prefix`` (what stands in front of a name when people read it: the folder as they wrote it).
+    Optional attributes are ``ignored`` (an `IgnoredFiles`: what it held besides samples when it was last listed),
+    ``prefix`` (what stands in front of a name when people read it: the folder as they wrote it), and
+    ``has_coarse_stamps`` (a change within a second may leave a stamp as it was, so bytes are compared with their
+    digest whenever they are read).
     """
 
     @property

@@ -12,10 +12,12 @@ import io
 import json
 import re
 import tarfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -31,7 +33,9 @@ from featurecache.specs import MAX_FILE_BYTES
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LABEL_SUFFIXES = (".cls", ".txt")
+# A label is a word or a line; a longer text beside an image is something else.
 _MOST_LABEL_BYTES = 1 << 16
+# A slip in a range must not make a list that fills the memory.
 _MOST_TARS = 1_000_000
 
 
@@ -66,6 +70,8 @@ class Tars:
         self.key = self.url if self.is_remote else str(Path(self.url).absolute())
         self.ignored = IgnoredFiles()
         self._members: dict[str, dict[str, _Member]] = {}
+        self._walking = threading.Lock()
+        self.has_coarse_stamps = self.is_remote
 
     def units(self) -> Iterator[Unit]:
         """Yield the tars, sorted by name."""
@@ -76,7 +82,7 @@ class Tars:
         stamp, counter = self._stamp(unit), IgnoredCounter()
         members: dict[str, _Member] = {}
         for member, _ in self._walk(unit):
-            name = _name(unit, member.name)
+            name = self._name(unit, member.name)
             if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
                 continue
             if not _is_image(member.name):
@@ -86,6 +92,7 @@ class Tars:
             if name in members:
                 raise SourceError(f"{unit.name} holds {member.name!r} twice; give each sample its own name")
             members[name] = _Member(member.offset_data, member.size)
+            # The first number of a stamp is the size of the sample; what else changes with it is the tar's.
             if stamp is None:
                 yield Entry(name, None)
             else:
@@ -96,18 +103,23 @@ class Tars:
         """Yield the images of a tar by one pass over it."""
         for member, content in self._walk(unit):
             if member.isfile() and _is_image(member.name) and member.size <= self._max_bytes and content is not None:
-                yield _name(unit, member.name), content.read()
+                yield self._name(unit, member.name), content.read()
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
         """Return one image; of a compressed tar all before it is read."""
-        tar = self._tar_of(name)
+        tars = self._tars_by_short_name
+        # The name of a tar may have slashes itself, where several are called the same.
+        ends = (index for index, letter in enumerate(name) if letter == "/")
+        tar = next((tars[name[:end]] for end in ends if name[:end] in tars), None)
         if tar is None:
             raise InputError("missing", f"no tar of {self.url} has a file {name!r}")
         unit = Unit(tar)
         try:
             now = self._stamp(unit)
-            if tar not in self._members:
-                list(self.list(unit))
+            # Where a member lies is known once its tar was walked, which another process may have done.
+            with self._walking:  # once, not by every thread that reads
+                if tar not in self._members:
+                    list(self.list(unit))
             if (member := self._members[tar].get(name)) is None:
                 raise InputError("missing", f"{tar} has no file {name[len(tar) + 1 :]!r}")
             if stamp is not None and (now is None or (member.size, *now[1:]) != stamp):
@@ -126,14 +138,35 @@ class Tars:
         for unit in self.units():
             images, labels = dict[str, str](), dict[str, str]()
             for member, content in self._walk(unit):
-                base, suffix = _split(member.name)
+                # As WebDataset has it: all from the first dot of the last part of the path is the suffix.
+                folder, slash, file = member.name.rpartition("/")
+                stem, dot, suffix = file.partition(".")
+                base = f"{folder}{slash}{stem}"
                 if _is_image(member.name):
-                    images.setdefault(base, _name(unit, member.name))
+                    images.setdefault(base, self._name(unit, member.name))
                     continue
                 text = content.read() if content is not None and member.size <= _MOST_LABEL_BYTES else b""
-                if (label := _label_in(suffix, text)) is not None:
+                if (label := _label_in(f"{dot}{suffix}".lower(), text)) is not None:
                     labels[base] = label
             yield from ((name, labels[base]) for base, name in images.items() if base in labels)
+
+    def _name(self, unit: Unit, member: str) -> str:
+        return f"{self._short_names[unit.name]}/{member.removeprefix('./')}"
+
+    @cached_property
+    def _short_names(self) -> dict[str, str]:
+        """What each tar is called in the names of its samples: its last part, or all that tells it from the others."""
+        lasts = {tar: tar.rpartition("/")[2] for tar in self._tars}
+        if len(set(lasts.values())) == len(lasts):
+            return lasts
+        # Of sorted paths the first and the last have in common what all have.
+        folders = zip(self._tars[0].split("/"), self._tars[-1].split("/"), strict=False)
+        common = len(list(takewhile(lambda pair: pair[0] == pair[1], folders)))
+        return {tar: "/".join(tar.split("/")[common:]) for tar in self._tars}
+
+    @cached_property
+    def _tars_by_short_name(self) -> dict[str, str]:
+        return {short: tar for tar, short in self._short_names.items()}
 
     @cached_property
     def _tars(self) -> Sequence[str]:
@@ -158,10 +191,6 @@ class Tars:
             return glob.glob(pattern)  # noqa: PTH207 - of a pattern that may be absolute
         files, path = open_file_system(pattern)
         return [files.unstrip_protocol(found) for found in files.glob(path)]
-
-    def _tar_of(self, name: str) -> str | None:
-        """Return the tar that a name begins with."""
-        return next((tar for tar in self._tars if name.startswith(f"{_base(tar)}/")), None) if name else None
 
     def _stamp(self, unit: Unit) -> Stamp | None:
         if not self.is_remote:
@@ -201,6 +230,7 @@ class Tars:
 
     def _slice(self, unit: Unit, name: str, member: _Member) -> bytes:
         """Return the bytes of a member."""
+        # In a compressed tar there are no offsets to go to.
         if unit.name.endswith((".gz", ".tgz")):
             return next((data for found, data in self.read(unit) if found == name), b"")
         try:
@@ -212,21 +242,6 @@ class Tars:
             return bytes(files.cat_file(path, start=member.offset, end=member.offset + member.size))
         except Exception as error:  # each file system has errors of its own
             raise InputError("unreadable", f"{type(error).__name__}: {error}"[:200]) from None
-
-
-def _base(tar: str) -> str:
-    return tar.rpartition("/")[2]
-
-
-def _name(unit: Unit, member: str) -> str:
-    return f"{_base(unit.name)}/{member.removeprefix('./')}"
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Return the name of a sample and the suffix of one of its files: all from the first dot of the last part."""
-    folder, slash, file = name.rpartition("/")
-    base, dot, suffix = file.partition(".")
-    return f"{folder}{slash}{base}", f"{dot}{suffix}".lower()
 
 
 def _is_image(name: str) -> bool:

@@ -32,12 +32,8 @@ class TextTable(SingleUnit):
 
     def __init__(self, url: str | Path, *, text_column: str, id_column: str | None = None) -> None:
         self.path, self.text_column, self.id_column = Path(url), text_column, id_column
-
-    @property
-    def key(self) -> str:
-        """The table and its column: another column of the same table is another source."""
-        # A slash in the name of a column would make a folder of the table.
-        return str(self.path.with_name(f"{self.path.name}:{self.text_column.replace('/', '%2F')}").resolve())
+        # Another column of the same table is another source. A slash in its name would make a folder of the table.
+        self.key = str(self.path.with_name(f"{self.path.name}:{text_column.replace('/', '%2F')}").resolve())
 
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the rows, in the order of the table.

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
-import socket
 import time
 import urllib.error
 import urllib.request
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
 from featurecache.errors import InputError
-from featurecache.sources.source import Stamp
+from featurecache.sources.source import UNSETTLED_NS, Stamp
 
 _TIMEOUT, _TRIES = 30.0, 3
+_BLOCK = 1 << 16
+# Seconds, and bytes/s beyond them, that an object may take: the slowest line that anybody would wait for.
+_PATIENCE, _LEAST_RATE = 60.0, 1000
+_UNSETTLED_SECONDS = UNSETTLED_NS // 1_000_000_000
 _AGENT = "featurecache"
 
 
@@ -32,24 +36,22 @@ class _Refused(urllib.error.URLError):
     """What is not asked for."""
 
 
-def _check_peer(sock: socket.socket, host: str) -> None:
-    """Refuse a connection to an address that is not public; by the socket, so that no name can change meanwhile."""
-    address = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0])
-    if not address.is_global:
-        sock.close()
-        raise _Refused(f"{host} is {address}, an address of this machine or its network; --allow-local-urls allows it")
-
-
 class _Connection(http.client.HTTPConnection):
+    """Refuses an address that is not public."""
+
     def connect(self) -> None:
         super().connect()
-        _check_peer(self.sock, self.host)
+        # By the socket: a name that is looked up twice may stand for another address the second time.
+        address = ipaddress.ip_address(self.sock.getpeername()[0].partition("%")[0])
+        if not address.is_global:
+            self.sock.close()
+            raise _Refused(
+                f"{self.host} is {address}, an address of this machine or its network; --allow-local-urls allows it"
+            )
 
 
-class _SecureConnection(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _check_peer(self.sock, self.host)
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    """The same, with encryption."""
 
 
 class _Handler(urllib.request.HTTPHandler):
@@ -116,19 +118,33 @@ class UrlReader:
         InputError
             ``missing``, ``too_large``, ``changed`` or ``unreadable``.
         """
-        with self._asked(url, "GET") as response:
-            if stamp is not None and _stamp_of(response.headers) != stamp:
-                raise InputError("changed", "the object was replaced while the run went on")
-            try:
-                data = bytes(response.read(self._max_bytes + 1))
-            except (OSError, http.client.HTTPException) as error:
-                raise InputError("unreadable", f"the connection ended: {type(error).__name__}: {error}") from None
-            length = response.headers.get("Content-Length")
-        if len(data) > self._max_bytes:
-            raise InputError("too_large", f"the object has more than {self._max_bytes} bytes")
+        for number in range(_TRIES):
+            with self._asked(url, "GET") as response:
+                if stamp is not None and _stamp_of(response.headers) != stamp:
+                    raise InputError("changed", "the object was replaced while the run went on")
+                try:
+                    return self._body(response)
+                except (OSError, http.client.HTTPException) as error:
+                    reason = f"the connection ended: {type(error).__name__}: {error}"[:200]
+            # A connection that was cut once may hold the next time.
+            time.sleep(0.2 * 2**number)
+        raise InputError("unreadable", reason)
+
+    def _body(self, response: Any) -> bytes:
+        """Return what an answer brings; raise `OSError` where it is cut, and `InputError` where it takes for ever."""
+        started, data = time.monotonic(), bytearray()
+        # One byte more than is allowed, to see that there are more.
+        while block := response.read1(min(_BLOCK, self._max_bytes + 1 - len(data))):
+            data += block
+            if len(data) > self._max_bytes:
+                raise InputError("too_large", f"the object has more than {self._max_bytes} bytes")
+            # A server that sends a byte now and then never runs into the timeout of a socket.
+            if (seconds := time.monotonic() - started) > _PATIENCE + len(data) / _LEAST_RATE:
+                raise InputError("unreadable", f"it comes too slowly: {len(data)} bytes in {seconds:.0f} s")
+        length = response.headers.get("Content-Length")
         if length is not None and length.isdecimal() and int(length) != len(data):
-            raise InputError("unreadable", f"{len(data)} of {length} bytes came")
-        return data
+            raise OSError(f"{len(data)} of {length} bytes came")
+        return bytes(data)
 
     def _asked(self, url: str, method: str) -> Any:
         if not is_url(url):
@@ -142,6 +158,7 @@ class UrlReader:
                 error.close()
                 if error.code in (404, 410):
                     raise InputError("missing", f"the server says {error.code}") from None
+                # What a server refuses once it refuses again; its own faults may pass.
                 if error.code < 500 or is_last:
                     raise InputError("unreadable", f"the server says {error.code} {error.reason}") from None
             except (_Refused, ValueError, http.client.InvalidURL) as error:
@@ -157,8 +174,19 @@ class UrlReader:
 def _stamp_of(headers: Any) -> Stamp | None:
     tags = [headers.get(name) for name in ("ETag", "Last-Modified")]
     length = headers.get("Content-Length")
+    # A stamp begins with the size, by which large objects are left unread.
     if not any(tags) or length is None or not length.isdecimal():
         return None
     digest = sha256(repr(tags).encode()).digest()
     first, second, third = (int.from_bytes(digest[start : start + 7], "little") for start in (0, 7, 14))
-    return int(length), first, second, third
+    # Servers count in seconds: what was changed just now could change once more without another stamp.
+    return int(length), first, -1 if _is_unsettled(headers) else second, third
+
+
+def _is_unsettled(headers: Any) -> bool:
+    """Tell, by the clock of its server alone, whether an object was changed within the last seconds."""
+    try:
+        now, changed = (parsedate_to_datetime(headers[name]) for name in ("Date", "Last-Modified"))
+        return abs((now - changed).total_seconds()) <= _UNSETTLED_SECONDS
+    except (TypeError, ValueError):  # one of them is not said, or no date
+        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from featurecache.errors import CorruptError, shortened
-from featurecache.records import encode_record, read_record
+from featurecache.records import read_record
 from featurecache.store.dtypes import STORED
 
 # A block is checked on its first use: a single row costs the checksum of a megabyte at most.
@@ -59,20 +58,6 @@ class Commit:
     def file_name(self) -> str:
         """Name of the shard file; derived, never read from the record."""
         return f"{self.key}-{self.shard.sha256[:16]}.h5"
-
-
-def encode_commit(shard: ShardRecord, body: Mapping[str, Any], *, version: int = 1) -> bytes:
-    """Serialise a commit record.
-
-    Parameters
-    ----------
-    shard : ShardRecord
-    body : mapping
-        What the owner of the folder records.
-    version : int
-        Of the record.
-    """
-    return encode_record("commit", {**msgspec.to_builtins(shard), "body": dict(body)}, version=version)
 
 
 def read_commit(path: Path) -> Commit:

@@ -51,12 +51,27 @@ class ConstantFeatures:
 
 
 class ConstantFinder:
-    """Watches the rows of a shard for channels that never change."""
+    """Watches the rows of a shard for channels that never change.
+
+    Attributes
+    ----------
+    channels : ndarray of int64
+        Those that have not changed so far.
+    values : ndarray
+        Theirs.
+    num_rows, num_channels : int
+        How many rows came, and the channels of each.
+
+    Parameters
+    ----------
+    views : ViewSpec, optional
+        Of features of views.
+    """
 
     def __init__(self, views: ViewSpec | None = None) -> None:
         self._views = views
-        self._channels: NDArray[np.int64] | None = None
-        self._values: Array = np.zeros(0, np.float32)
+        self.channels: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.values: Array = np.zeros(0, np.float32)
         self.num_rows = 0
         self.num_channels = 0
 
@@ -64,26 +79,23 @@ class ConstantFinder:
         """Take good rows, ``(n, ...)``."""
         if not len(values):
             return
+        is_first = self.num_rows == 0
         self.num_rows += len(values)
         values = by_channel(values, self._views)
-        if self._channels is None:
+        if is_first:
             self.num_channels = values.shape[1]
-            self._channels, self._values = np.arange(values.shape[1]), values[0].copy()
-        elif len(self._channels) < self.num_channels:
-            values = values[:, self._channels]
-        same = (values == self._values).all(axis=0)
-        self._channels, self._values = self._channels[same], self._values[same]
-
-    def constants(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the channels that did not change, and their values."""
-        channels = np.zeros(0, np.int64) if self._channels is None else self._channels
-        return channels, self._values.astype(np.float64)
+            # Copied: a view would keep the whole batch in memory for as long as the shard is written.
+            self.channels, self.values = np.arange(values.shape[1]), values[0].copy()
+        elif len(self.channels) < self.num_channels:
+            values = values[:, self.channels]
+        same = (values == self.values).all(axis=0)
+        self.channels, self.values = self.channels[same], self.values[same]
 
     def runs(self) -> Runs | None:
         """Return what a record says; None where the rows are too few to say anything."""
         if self.num_rows < FEWEST_ROWS:
             return None
-        channels, values = self.constants()
+        channels, values = self.channels, self.values.astype(np.float64)
         if not len(channels):
             return []
         breaks = np.flatnonzero((np.diff(channels) != 1) | (np.diff(values) != 0)) + 1
@@ -94,26 +106,20 @@ class ConstantFinder:
         return runs[:_MOST_RUNS]
 
 
-def constants_of(values: Array, views: ViewSpec | None = None) -> Runs | None:
-    """Return the constant channels of features ``(n, ...)``, rows that are not finite left out."""
-    finder = ConstantFinder(views)
-    finder.add(values[finite_rows(values)])
-    return finder.runs()
-
-
 def constant_features(feature_set: FeatureSet, features: Features) -> ConstantFeatures:
     """Count the channels of a feature set that have the same value in every good row."""
     if not features.commits:
         return ConstantFeatures(0, 0, 0)
     channels: NDArray[np.int64] | None = None
     values: NDArray[np.float64] = np.zeros(0)
-    silent = [commit for commit in features.commits if _recorded(commit) is None]
+    silent = [commit for commit in features.commits if commit.body.get("constant") is None]
     sampled, num_rows = False, len(features) - len(features.bad)
     chosen = {int(n) for n in np.linspace(0, len(silent) - 1, _MOST_SHARDS_READ)} if silent else set()
-    checked = [*(c for c in features.commits if _recorded(c) is not None), *(silent[n] for n in sorted(chosen))]
+    recorded = [commit for commit in features.commits if commit.body.get("constant") is not None]
+    checked = [*recorded, *(silent[n] for n in sorted(chosen))]
     for commit in checked:
         found = _of_shard(feature_set, features, commit)
-        sampled |= _recorded(commit) is None and commit.shard.arrays["features"].shape[0] > _ROWS_READ
+        sampled |= commit.body.get("constant") is None and commit.shard.arrays["features"].shape[0] > _ROWS_READ
         if found is None:
             continue
         if channels is None:
@@ -151,20 +157,16 @@ def constant_warning(feature_set: FeatureSet, features: Features) -> ReportWarni
     )
 
 
-def _recorded(commit: Commit) -> Runs | None:
-    found: Runs | None = commit.body.get("constant")
-    return found
-
-
 def _of_shard(
     feature_set: FeatureSet, features: Features, commit: Commit
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
     """Return the constant channels of a shard and their values; None where it has no good rows."""
-    if (recorded := _recorded(commit)) is not None:
+    recorded: Runs | None = commit.body.get("constant")
+    if recorded is not None:
         channels = [np.arange(int(start), int(stop)) for start, stop, _ in recorded]
         values = [np.full(int(stop) - int(start), value) for start, stop, value in recorded]
         return np.concatenate([np.zeros(0, np.int64), *channels]), np.concatenate([np.zeros(0), *values])
     finder = ConstantFinder(feature_set.identity.views)
-    first_rows = features.read_first(commit, _ROWS_READ)
+    first_rows = features.read_shard(commit, _ROWS_READ)
     finder.add(first_rows[finite_rows(first_rows)])
-    return finder.constants() if finder.num_rows else None
+    return (finder.channels, finder.values.astype(np.float64)) if finder.num_rows else None

@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from featurecache.errors import CorruptError, RequestError
 from featurecache.store.commits import Commit
-from featurecache.store.constants import constants_of
+from featurecache.store.constants import ConstantFinder
 from featurecache.store.dtypes import DIGITS, LARGEST
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import Features, body_of_rows, rows_of_commit
+from featurecache.store.features import Features, body_of_rows, is_among, rows_of_commit
 from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import Precision
@@ -58,19 +57,13 @@ def convert_features(
     for number, commit in enumerate(features.commits, 1):
         # By rows, not by keys: the shards of an extraction in the wanted type may be of another size.
         rows = rows_of_commit(commit)
-        while len(missing := rows[~_contains(there, rows)]):
-            if _convert_rows(features, commit, missing, target):
+        while len(missing := rows[~is_among(rows, there)]):
+            if _convert_rows(source, features, commit, missing, target):
                 break
             there = _rows_by_now(target, missing)  # another writer was faster
         if on_shard:
             on_shard(number, len(features.commits))
     return target
-
-
-def _contains(held: Rows, rows: Rows) -> NDArray[np.bool_]:
-    """Tell which rows are among those held, sorted and many: `numpy.isin` would sort them for every shard."""
-    index = np.minimum(np.searchsorted(held, rows), max(len(held) - 1, 0))
-    return held[index] == rows if len(held) else np.zeros(len(rows), bool)
 
 
 def _rows_by_now(target: FeatureSet, missing: Rows) -> Rows:
@@ -84,14 +77,17 @@ def _rows_by_now(target: FeatureSet, missing: Rows) -> Rows:
     return rows
 
 
-def _convert_rows(features: Features, commit: Commit, rows: Rows, target: FeatureSet) -> bool:
+def _convert_rows(source: FeatureSet, features: Features, commit: Commit, rows: Rows, target: FeatureSet) -> bool:
     """Convert some rows of a shard; False when another writer was first."""
     index = np.searchsorted(rows_of_commit(commit), rows)
     values = features.read_shard(commit)[index].astype(np.float32)
     body = body_of_rows(commit, rows)
     bad = list(body["bad"])
     known = {row for row, *_ in bad}
-    for number in np.flatnonzero(_too_large(values, target.dtype)).tolist():
+    with np.errstate(invalid="ignore"):  # of bad rows, which are NaN
+        largest = np.abs(values.reshape(len(values), -1)).max(axis=1, initial=0)
+        too_large = np.flatnonzero(largest > LARGEST.get(target.dtype, np.inf))
+    for number in too_large.tolist():
         if rows[number] not in known:
             reason = f"a feature exceeds the range of {target.dtype}; use --dtype float32"
             bad.append([int(rows[number]), "overflow", reason])
@@ -99,8 +95,11 @@ def _convert_rows(features: Features, commit: Commit, rows: Rows, target: Featur
     views = target.identity.views
     arrays = stored_arrays(values, target.dtype, views)
     error = measure_error(values, arrays, against=features.dtype, views=views)
-    constant = constants_of(read_back(arrays)[finite_rows(values)], views)
-    arrays["id"] = ("uint8", features.ids_of(commit)[index])
+    finder = ConstantFinder(views)
+    finder.add(read_back(arrays)[finite_rows(values)])
+    constant = finder.runs()
+    # The ids that the shard itself holds; they are compared with the sample table when the copy is opened.
+    arrays["id"] = ("uint8", source.folder.open(commit).read("id")[index])
     body = {
         **{name: value for name, value in body.items() if name != "constant"},
         **({} if constant is None else {"constant": constant}),
@@ -127,9 +126,3 @@ def _whole_error(error: Precision, recorded: object) -> Precision:
         bound=True,
         relative_to_spread=spread,
     )
-
-
-def _too_large(values: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:
-    with np.errstate(invalid="ignore"):
-        largest = np.abs(values.reshape(len(values), -1)).max(axis=1, initial=0)
-        return np.asarray(largest > LARGEST.get(dtype, np.inf))

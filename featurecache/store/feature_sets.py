@@ -99,17 +99,15 @@ class FeatureSet:
     def keep_reference(self, record: dict[str, Any]) -> None:
         """Keep what known images gave where these features were first made; the first record stays."""
         make_folder(self.folder.path)
+        # Of writers that begin at once the first decides, so that all compute with one runtime.
         publish_once(self.folder.path / "probe.json", encode_record("probe", record))
 
     def keep_warning(self, warning: ReportWarning) -> None:
         """Keep a warning with the features, so that `info` and `train` repeat it; one of the same kind is replaced."""
         folder = self.folder.path / "warnings"
         make_folder(folder)
+        # Not once: a later run has counted anew.
         publish_bytes(folder / f"{warning.kind}.json", encode_record("warning", warning.to_json()))
-
-    def drop_warning(self, kind: str) -> None:
-        """Remove a kept warning that no longer holds."""
-        (self.folder.path / "warnings" / f"{kind}.json").unlink(missing_ok=True)
 
     def warnings(self) -> list[ReportWarning]:
         """Return the kept warnings, by kind."""
@@ -149,6 +147,7 @@ def feature_set_in(
     identity, about, samples, sources
         See `FeatureSet`.
     """
+    # Both are percent-encoded, so that there is one = in the name.
     node, _, pooling = folder.parent.name.rpartition("=")
     tap, dtype = f"{unquote(node)}:{unquote(pooling)}", folder.name
     shards = ShardFolder(folder, features_schema(dtype))
@@ -184,6 +183,7 @@ def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int |
         if name is None:
             continue
         fitting = [s for s in sets if _fits(s.names[kind], kind, name)]
+        # A whole name counts more than one that only begins so.
         fitting = [s for s in fitting if s.names[kind] == name] or fitting
         if not fitting:
             known = sorted({s.names[kind] for s in sets})
@@ -205,7 +205,9 @@ def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int |
         return sets
     fitting = [s for s in sets if (s.num_views or 0) == views]
     if not fitting:
-        refuse_views_of_texts(sets)
+        # Where no set is of images there are no views to add.
+        if sets and all(s.identity.preprocess.modality != "image" for s in sets):
+            check_takes_views(sets[0].identity.preprocess.modality, f"the cached {sets[0]}", option="--views")
         known = sorted({str(s.num_views or 0) for s in sets})
         advice = f"run `featurecache extract --views {views}` to add them"
         raise UnknownNameError("cached number of views", str(views), known, advice=advice)
@@ -222,13 +224,6 @@ def _fits(value: str, kind: str, name: str) -> bool:
     return value == name or (kind == "tap" and value.partition(":")[0] == name)
 
 
-def refuse_views_of_texts(sets: Sequence[FeatureSet], *, option: str = "--views") -> None:
-    """Raise `RequestError` where views cannot be had because no set is of images."""
-    preprocesses = [s.identity.preprocess for s in sets]
-    if preprocesses and all(preprocess.modality != "image" for preprocess in preprocesses):
-        check_takes_views(preprocesses[0].modality, f"the cached {sets[0]}", option=option)
-
-
 def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
     """Of features in several number types choose one: with most rows, and of those in the widest type.
 
@@ -239,6 +234,7 @@ def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
         alike.setdefault((feature_set.fingerprint, feature_set.tap), []).append(feature_set)
     types = list(DIGITS)
     return [
+        # Rows are counted from the records of all shards, so only where there is a choice.
         same[0] if len(same) == 1 else max(same, key=lambda s: (len(s.open().rows), -types.index(s.dtype)))
         for same in alike.values()
     ]
@@ -246,25 +242,17 @@ def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
 
 def type_warnings(chosen: Iterable[FeatureSet], sets: Sequence[FeatureSet]) -> list[ReportWarning]:
     """Say of features that were chosen for their number type which other types there are."""
-    return [warning for feature_set in chosen if (warning := _type_warning(feature_set, sets)) is not None]
-
-
-def _type_warning(chosen: FeatureSet, sets: Sequence[FeatureSet]) -> ReportWarning | None:
-    alike = {
-        feature_set.dtype: feature_set
-        for feature_set in sets
-        if (feature_set.fingerprint, feature_set.tap) == (chosen.fingerprint, chosen.tap)
-    }
-    others = [feature_set for dtype, feature_set in alike.items() if dtype != chosen.dtype]
-    if not others or chosen.dtype not in alike:
-        return None
-    most = len(chosen.open().rows)
-    known = ", ".join(
-        f"{feature_set.dtype} (--dtype {feature_set.dtype}, {len(feature_set.open().rows)} rows)"
-        for feature_set in others
-    )
-    text = f"the {chosen.dtype} features of {chosen.tap} are used ({most} rows); they are cached as {known} too"
-    return ReportWarning(kind="stored_type", count=len(others), text=text)
+    found = []
+    for used in chosen:
+        alike = {s.dtype: s for s in sets if (s.fingerprint, s.tap) == (used.fingerprint, used.tap)}
+        others = [s for dtype, s in alike.items() if dtype != used.dtype]
+        if not others or used.dtype not in alike:
+            continue
+        most = len(used.open().rows)
+        known = ", ".join(f"{s.dtype} (--dtype {s.dtype}, {len(s.open().rows)} rows)" for s in others)
+        text = f"the {used.dtype} features of {used.tap} are used ({most} rows); they are cached as {known} too"
+        found.append(ReportWarning(kind="stored_type", count=len(others), text=text))
+    return found
 
 
 def pooled_if_any(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
@@ -279,6 +267,7 @@ def read_spec(spec: Path) -> tuple[FeatureIdentity, BackboneAbout]:
         identity = FeatureIdentity.from_json(body.identity)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{spec} describes no features ({error}); restore it from a copy") from None
+    # A spec of another folder would describe features that were made in another way.
     if identity.fingerprint != spec.parent.name:
         raise CorruptError(f"{spec} has another fingerprint than its folder's name; restore it from a copy")
     return identity, body.about

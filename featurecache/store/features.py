@@ -57,6 +57,9 @@ class Features:
     ) -> None:
         self.tap, self.dtype, self.num_views = tap, dtype, num_views
         self._folder, self._samples = folder, samples
+        self._mapped: dict[int, MappedShard] = {}
+        # Made when rows are gathered: it refers back to this object, so both stay until a garbage collection.
+        self._gatherer: RowGatherer | None = None
         self.commits = folder.commits()
         for commit in self.commits:
             if commit.body.get("tap", tap) != tap:
@@ -93,32 +96,31 @@ class Features:
         if not listed:
             return {}
         for commit in self.commits:
+            # A record of a stranger could call rows bad that another shard holds.
             if not np.isin([row for row, *_ in commit.body["bad"]], rows_of_commit(commit)).all():
                 raise CorruptError(f"{self._folder.path}: commit {commit.key} calls rows bad that it does not hold")
         # Where two writers' shards overlap only one of them is read, and only its record of a row counts.
-        owners = self._runs[2, self._run_of(np.array([row for _, row, _, _ in listed]))].tolist()
+        runs, _ = self._find_runs(np.array([row for _, row, _, _ in listed]))
+        owners = self._runs[2, runs].tolist()
         return {row: (s, why) for (number, row, s, why), owner in zip(listed, owners, strict=True) if number == owner}
 
-    def ids_of(self, commit: Commit) -> Array:
-        """Return the sample ids that a shard itself holds, ``(n, 32)`` uint8."""
-        return self._folder.open(commit).read("id")
+    def read_shard(self, commit: Commit, count: int | None = None) -> Array:
+        """Return the features of a shard in its order, of its first rows or of all; bad rows are NaN.
 
-    def read_shard(self, commit: Commit) -> Array:
-        """Return all features of a shard in its order, bad rows (NaN) included."""
+        Parameters
+        ----------
+        commit : Commit
+        count : int, optional
+            At most so many rows.
+        """
         shard = self._folder.open(commit)
-        stored = shard.read("features")
-        return self._values(shard, stored)
-
-    def read_first(self, commit: Commit, count: int) -> Array:
-        """Return the features of the first rows of a shard, at most ``count``; bad rows are NaN."""
-        shard = self._folder.open(commit)
-        stored = shard.slice("features", 0, min(count, commit.shard.arrays["features"].shape[0]))
+        num_rows = commit.shard.arrays["features"].shape[0]
+        stored = shard.read("features", 0, num_rows if count is None else min(count, num_rows))
         values = self._values(shard, stored)
-        known = {row for row, *_ in commit.body["bad"]}
-        bad = [index for index, row in enumerate(rows_of_commit(commit)[: len(values)].tolist()) if row in known]
-        if bad:  # int8 has no NaN
+        is_bad = np.isin(rows_of_commit(commit)[: len(values)], [row for row, *_ in commit.body["bad"]])
+        if is_bad.any():  # int8 has no NaN
             values = values.astype(np.float32)
-            values[bad] = np.nan
+            values[is_bad] = np.nan
         return values
 
     @property
@@ -139,13 +141,20 @@ class Features:
 
     def check_files(self) -> None:
         """Raise `CorruptError` when a shard is not there or not as long as its record says; reads no features."""
-        for number in range(len(self.commits)):
-            if number not in self._mapped:
-                self._folder.check_size(self.commits[number])
+        for number, commit in enumerate(self.commits):
+            if number in self._mapped:
+                continue
+            path = self._folder.path / "shards" / commit.file_name
+            if not path.is_file() or path.stat().st_size != commit.shard.size:
+                raise CorruptError(
+                    f"{path} is missing or cut off although it was committed; run `featurecache repair`, then extract "
+                    "again"
+                )
 
     def usable(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which of ``rows`` are cached and good."""
-        return self._holds(rows, self._run_of(rows)) & ~self._is_bad(rows)
+        _, is_cached = self._find_runs(rows)
+        return is_cached & ~is_among(rows, self._bad_rows)
 
     def read(self, rows: Rows) -> Array:
         """Return features of the given rows in their order, ``(n, *sample_shape)``; bfloat16 and int8 come as float32.
@@ -160,14 +169,17 @@ class Features:
             Stored bytes do not match their checksum.
         """
         rows = np.asarray(rows, np.int64)
+        # A range is copied without work for each row.
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             return self._read_range(rows)
-        self._refuse_bad(rows)
         run = self._locate(rows)
         shards = self._runs[2, run]
+        if self._gatherer is None:
+            self._gatherer = RowGatherer("features", self.dtype, self._shard, len(self.commits))
         stored = self._gatherer.take(shards, rows - self._runs[3, run], self.sample_shape)
         if self.dtype != "int8":
             return decode(stored, self.dtype)
+        # Each shard of int8 has a scale of its own.
         values = np.empty(stored.shape, np.float32)
         for number, mine in by_shard(shards):
             values[mine] = self._values(self._shard(number), stored[mine])
@@ -176,18 +188,18 @@ class Features:
     def _read_range(self, rows: Rows) -> Array:
         """Read consecutive rows run by run: nothing is done for each row but to copy it."""
         start, stop = int(rows[0]), int(rows[-1]) + 1
-        first, last = self._run_of(np.array([start, stop - 1])).tolist()
+        first, last = self._find_runs(np.array([start, stop - 1]))[0].tolist()
         bad = np.searchsorted(self._bad_rows, [start, stop])
         starts, stops = self._runs[:2]
         joined = np.array_equal(starts[first + 1 : last + 1], stops[max(first, 0) : last])
+        # Something is wrong with one of the rows: the way row by row finds which, and raises.
         if bad[0] != bad[1] or first < 0 or not joined or stop > stops[last]:
-            self._refuse_bad(rows)
             self._locate(rows)
         values = np.empty((len(rows), *self.sample_shape), RETURNED[self.dtype])
         for run_start, run_stop, number, shift in self._runs[:, first : last + 1].T.tolist():
             low, high = max(start, run_start), min(stop, run_stop)
             shard = self._shard(number)
-            stored = shard.slice("features", low - shift, high - shift)
+            stored = shard.read("features", low - shift, high - shift)
             values[low - start : high - start] = self._values(shard, stored)
         return values
 
@@ -195,6 +207,7 @@ class Features:
         """Return the numbers that bytes of a shard stand for."""
         if self.dtype != "int8":
             return decode(stored, self.dtype)
+        # One number for each channel, of the whole shard: they broadcast against any of its rows.
         return np.asarray(stored * shard.read("scale") + shard.read("offset"))
 
     def __getitem__(self, index: Any) -> Array:
@@ -265,6 +278,7 @@ class Features:
         from featurecache.interop.torch_data import torch_dataset
         from featurecache.store.store import FeatureStore
 
+        # By its place in the cache, which another process opens anew: maps of files do not travel.
         root = self._folder.path.parents[3]
         folder = PurePosixPath(self._folder.path.relative_to(root).as_posix())
         return torch_dataset(FeatureStore.open(root), folder, self, task, split, stream=stream, seed=seed)
@@ -277,25 +291,23 @@ class Features:
 
     def let_go(self) -> None:
         """Close the files that were read, each of which is open while it is mapped; they are opened again for more."""
-        for name in ("_mapped", "_gatherer"):
-            self.__dict__.pop(name, None)
+        self._mapped, self._gatherer = {}, None
 
-    def _refuse_bad(self, rows: Rows) -> None:
-        if self.bad and (bad := rows[self._is_bad(rows)]).size:
-            status, reason = self.bad[int(bad[0])]
-            raise InputError(status, f"row {bad[0]} has no features ({reason}); drop bad rows with features.usable()")
-
-    def _run_of(self, rows: Rows) -> Rows:
-        """The run that would hold each row."""
-        return np.searchsorted(self._runs[0], rows, side="right") - 1
-
-    def _holds(self, rows: Rows, run: Rows) -> NDArray[np.bool_]:
-        return (run >= 0) & (rows < self._runs[1, run]) if self._runs.size else np.zeros(len(rows), bool)
+    def _find_runs(self, rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
+        """Return the run that would hold each row, and whether it does."""
+        starts, stops = self._runs[:2]
+        run = np.searchsorted(starts, rows, side="right") - 1
+        is_cached = (run >= 0) & (rows < stops[run]) if len(starts) else np.zeros(len(rows), bool)
+        return run, is_cached
 
     def _locate(self, rows: Rows) -> Rows:
-        run = self._run_of(rows)
-        missing = ~self._holds(rows, run)
-        if missing.any():
+        """Return the run that holds each row; refuse rows that are bad or not cached."""
+        if self.bad and (bad := rows[is_among(rows, self._bad_rows)]).size:
+            status, reason = self.bad[int(bad[0])]
+            raise InputError(status, f"row {bad[0]} has no features ({reason}); drop bad rows with features.usable()")
+        run, is_cached = self._find_runs(rows)
+        if not is_cached.all():
+            missing = ~is_cached
             raise RequestError(
                 f"{missing.sum()} rows (first: {rows[missing][0]}) are not cached for tap {self.tap!r}; "
                 "run `featurecache extract` again to add them"
@@ -321,24 +333,9 @@ class Features:
                 "table; restore the cache from a copy, or extract into a new one"
             )
 
-    def _is_bad(self, rows: Rows) -> NDArray[np.bool_]:
-        if len(self._bad_rows) == 0:
-            return np.zeros(len(rows), bool)
-        index = np.searchsorted(self._bad_rows, rows)
-        np.minimum(index, len(self._bad_rows) - 1, out=index)
-        return self._bad_rows[index] == rows
-
     @cached_property
     def _bad_rows(self) -> Rows:
         return np.array(sorted(self.bad), np.int64)
-
-    @cached_property
-    def _mapped(self) -> dict[int, MappedShard]:
-        return {}
-
-    @cached_property
-    def _gatherer(self) -> RowGatherer:
-        return RowGatherer("features", self.dtype, self._shard, len(self.commits))
 
     @cached_property
     def _runs(self) -> NDArray[np.int64]:
@@ -355,6 +352,15 @@ class Features:
         return np.array(runs, np.int64).reshape(-1, 4).T.copy()
 
 
+def is_among(rows: Rows, held: Rows) -> NDArray[np.bool_]:
+    """Tell which rows are among those held, sorted and many: `numpy.isin` would sort them for every call."""
+    if len(held) == 0:
+        return np.zeros(len(rows), bool)
+    index = np.searchsorted(held, rows)
+    np.minimum(index, len(held) - 1, out=index)
+    return held[index] == rows
+
+
 def runs_of_rows(rows: Rows) -> list[list[int]]:
     """Write sorted rows as half-open runs ``[[start, stop], ...]``."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
@@ -365,6 +371,7 @@ def body_of_rows(commit: Commit, rows: Rows) -> dict[str, Any]:
     """Return the body of a commit for some of its rows."""
     numbers = set(rows.tolist())
     body = {**commit.body, "rows": runs_of_rows(rows)}
+    # What is left of a commit must name no row that it does not hold.
     for name in ("bad", "probe"):
         if name in body:
             body[name] = [item for item in body[name] if item[0] in numbers]

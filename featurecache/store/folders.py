@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from featurecache.atomic import fsync_directory, is_partial, publish_once
 from featurecache.errors import CorruptError
-from featurecache.store.commits import Commit, ShardRecord, encode_commit, read_commit
+from featurecache.records import encode_record
+from featurecache.store.commits import Commit, ShardRecord, read_commit
 from featurecache.store.dtypes import Array
 from featurecache.store.schemas import Schema
 from featurecache.store.shards import MappedShard, ShardWriter
@@ -47,6 +51,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
+# Compared by identity: a schema holds dicts, which have no hash.
+@dataclass(frozen=True, slots=True, eq=False)
 class ShardFolder:
     """A folder of shards (``shards/``) and their commit records (``commits/``).
 
@@ -58,8 +64,8 @@ class ShardFolder:
         What its commits hold; a commit that holds something else is refused when it is read.
     """
 
-    def __init__(self, path: Path, schema: Schema | None = None) -> None:
-        self.path, self._schema = path, schema
+    path: Path
+    schema: Schema | None = None
 
     def commits(self) -> list[Commit]:
         """All published shards, in the order of their keys."""
@@ -76,17 +82,9 @@ class ShardFolder:
         if not record.stem.isdecimal():
             raise CorruptError(f"{record} has not the name of a commit record; remove it")
         commit = read_commit(record)
-        self.check(commit)
+        if self.schema is not None:
+            self.schema.check(commit, self.path)
         return commit
-
-    def check(self, commit: Commit) -> None:
-        """Raise `CorruptError` unless a commit is one that this folder may hold."""
-        if self._schema is not None:
-            self._schema.check(commit, self.path)
-
-    def has(self, key: str) -> bool:
-        """Tell whether something was published under this key."""
-        return self.record(key).exists()
 
     def record(self, key: str) -> Path:
         """Where the commit record of a key lies, or would lie."""
@@ -109,7 +107,8 @@ class ShardFolder:
         version : int
             Of the record.
         """
-        return publish_once(self.record(key), encode_commit(shard, body, version=version))
+        content = {**msgspec.to_builtins(shard), "body": dict(body)}
+        return publish_once(self.record(key), encode_record("commit", content, version=version))
 
     def publish(self, key: str, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
         """Write, finish and commit a shard whose arrays are all at hand; False when another writer was first.
@@ -151,14 +150,6 @@ class ShardFolder:
     def open(self, commit: Commit) -> MappedShard:
         """Map a published shard for reading."""
         return MappedShard(self.path / "shards" / commit.file_name, commit.shard)
-
-    def check_size(self, commit: Commit) -> None:
-        """Raise `CorruptError` unless a published shard is there and as long as its record says."""
-        path = self.path / "shards" / commit.file_name
-        if not path.is_file() or path.stat().st_size != commit.shard.size:
-            raise CorruptError(
-                f"{path} is missing or cut off although it was committed; run `featurecache repair`, then extract again"
-            )
 
     def newest(self, read: Callable[[Commit, MappedShard], T]) -> T | None:
         """Read the newest shard whole; a writer may withdraw it meanwhile for a newer one, then that one is read."""

@@ -53,10 +53,12 @@ class RowGatherer:
         if len(local) == 0 or row_bytes == 0:
             return np.empty((len(local), *sample_shape), stored)
         self._check(shards, local)
+        # Shards that were not touched so far have no address.
         mapped = self._addresses[self._addresses > 0]
         lowest = int(mapped.min())
         step = math.gcd(row_bytes, int(np.gcd.reduce(mapped - lowest)))
         steps = (self._addresses - lowest)[shards] // step + local * (row_bytes // step)
+        # What lies between the shards is part of this array, and is never indexed.
         rows = np.asarray(_Memory(lowest, int(steps.max()) + 1, step, row_bytes))
         return rows[steps].view(stored).reshape(len(local), *sample_shape)
 
@@ -65,8 +67,7 @@ class RowGatherer:
         fresh = np.flatnonzero(~self._is_checked[shards])
         for number, mine in by_shard(shards[fresh]):
             shard = self._open(number)
-            self._is_checked[number] = shard.check_rows(self._name, local[fresh[mine]])
-            self._addresses[number] = shard.address(self._name)
+            self._addresses[number], self._is_checked[number] = shard.check_rows(self._name, local[fresh[mine]])
 
 
 class _Memory:
@@ -86,6 +87,7 @@ def by_shard(shards: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield each shard that occurs, and where."""
     if len(shards) == 0:
         return
+    # Stable: rows of a shard stay in the order in which they are asked for.
     order = np.argsort(shards, kind="stable")
     numbers = shards[order]
     ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]

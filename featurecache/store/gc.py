@@ -118,7 +118,7 @@ def _drop_unused(features: Features, folder: ShardFolder, held: Rows, *, remove:
             try:
                 _shrink(features, folder, commit, rows, keep)
             except (FileNotFoundError, CorruptError):
-                if folder.has(commit.key):  # else another collection has done it
+                if folder.record(commit.key).exists():  # else another collection has done it
                     raise
     return dropped
 

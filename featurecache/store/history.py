@@ -17,7 +17,7 @@ from featurecache.store.result_schemas import HistoryBody
 from featurecache.store.samples import Ids
 from featurecache.store.shards import MappedShard
 
-MAX_TRAININGS = 100
+MAX_HISTORY = 100
 """Of a task; older ones are forgotten."""
 _ATTEMPTS = 30
 
@@ -54,29 +54,24 @@ class PastTraining:
         return task_kind(self.about.kind)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class History:
-    """The trainings on one task, the oldest first.
+    """The trainings on one task, the oldest first."""
 
-    Parameters
-    ----------
-    folder : ShardFolder
-    """
-
-    def __init__(self, folder: ShardFolder) -> None:
-        self._folder = folder
+    folder: ShardFolder
 
     def abouts(self) -> list[HistoryBody]:
         """Return what each training chose, without predictions."""
-        return [msgspec.convert(commit.body, HistoryBody) for commit in self._folder.commits()]
+        return [msgspec.convert(commit.body, HistoryBody) for commit in self.folder.commits()]
 
     def last(self) -> PastTraining | None:
         """Return the last training, if there is one."""
-        return self._folder.newest(_read)
+        return self.folder.newest(_read)
 
     def all(self) -> Iterator[PastTraining]:
         """Yield every training."""
-        for commit in self._folder.commits():
-            yield _read(commit, self._folder.open(commit))
+        for commit in self.folder.commits():
+            yield _read(commit, self.folder.open(commit))
 
     def add(
         self,
@@ -105,13 +100,15 @@ class History:
             "reported": ("uint8", is_reported.astype(np.uint8)),
         }
         body = msgspec.to_builtins(about)
+        # Another training may take the number first; then the next one is tried.
         for _ in range(_ATTEMPTS):
-            keys = self._folder.keys()
+            keys = self.folder.keys()
             key = f"{int(keys[-1]) + 1 if keys else 1:012d}"
-            if self._folder.publish(key, arrays, body, kind="history"):
-                self._folder.discard(self._folder.commits()[:-MAX_TRAININGS])
+            if self.folder.publish(key, arrays, body, kind="history"):
+                # Only now that the new one stands: a kill in between leaves one too many, and never one too few.
+                self.folder.discard(self.folder.commits()[:-MAX_HISTORY])
                 return
-        raise StoreError(f"{self._folder.path} is written faster than a training can be added; run the command again")
+        raise StoreError(f"{self.folder.path} is written faster than a training can be added; run the command again")
 
 
 def _read(commit: Commit, shard: MappedShard) -> PastTraining:

@@ -6,7 +6,7 @@ The records of the shards say which rows these are, so neither the number nor th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,16 +35,18 @@ def image_warnings(feature_set: FeatureSet, features: Features, rows: Rows | Non
         Sorted rows of the samples that count; all that sources hold when left out.
     """
     commits = features.commits
+    # Most caches have none, and need no listing to be read.
     if not any(name in commit.body for commit in commits for name in REMARK_FIELDS.values()):
         return []
+    # Images that no source holds any more concern nobody.
     held = merged_rows(feature_set.sources.all()) if rows is None else rows
     found = {kind: rows_recorded(commits, name, held) for kind, name in REMARK_FIELDS.items()}
     flat, damaged = (
         feature_set.samples.uris_of(some[:MAX_EXAMPLES].tolist())
         for some in (np.union1d(found["deep"], found["transparent"]), found["decoder"])
     )
-    counts = {kind: len(some) for kind, some in found.items()}
-    return warnings_of_remarks(counts, flat, damaged, feature_set.identity.preprocess)
+    counter = RemarkCounter(Counter({kind: len(some) for kind, some in found.items()}), flat, damaged)
+    return counter.warnings(feature_set.identity.preprocess)
 
 
 def rows_recorded(commits: Sequence[Commit], name: str, held: Rows) -> Rows:
@@ -68,7 +70,15 @@ def rows_recorded(commits: Sequence[Commit], name: str, held: Rows) -> Rows:
 
 @dataclass
 class RemarkCounter:
-    """Counts remarks on images as these come, and keeps the names of the first."""
+    """Counts remarks on images as these come, and keeps the names of the first.
+
+    Attributes
+    ----------
+    counts : Counter of str
+        Images with each remark.
+    flat, damaged : list of str
+        Names of the first that are of one colour, and of those that the decoder complained of.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     flat: list[str] = field(default_factory=list)
@@ -82,44 +92,32 @@ class RemarkCounter:
             names += [name][: MAX_EXAMPLES - len(names)]
 
     def warnings(self, preprocess: AnyPreprocess) -> list[ReportWarning]:
-        """Return the warnings, for the preprocess of the network that saw the images."""
-        return warnings_of_remarks(self.counts, self.flat, self.damaged, preprocess)
+        """Return the warnings that the remarks give.
 
-
-def warnings_of_remarks(
-    counts: Mapping[str, int], flat: Sequence[str], damaged: Sequence[str], preprocess: AnyPreprocess
-) -> list[ReportWarning]:
-    """Return the warnings that remarks on images give.
-
-    Parameters
-    ----------
-    counts : mapping of str to int
-        Images with each remark.
-    flat, damaged : sequence of str
-        Names of the first that are of one colour, and of those that the decoder complained of.
-    preprocess : PreprocessSpec
-        Of the network that sees them.
-    """
-    deep, transparent, errors = (counts.get(remark, 0) for remark in REMARK_FIELDS)
-    found, kinds = [], []
-    if deep:
-        kinds.append(f"{deep} of more than 8 bits, with {_advice_on_range(preprocess)}")
-    if transparent:
-        kinds.append(f"{transparent} transparent ones, of which only the background is seen (save them opaque)")
-    if count := deep + transparent:
-        noun = "image is" if count == 1 else "images are"
-        text = (
-            f"{count} {noun} one colour, or nearly, to the network although the files hold more: {' and '.join(kinds)}"
-        )
-        found.append(ReportWarning(kind="flat_images", count=count, text=text, examples=tuple(flat)))
-    if errors:
-        noun = "image was" if errors == 1 else "images were"
-        text = (
-            f"{errors} {noun} decoded although the decoder reported errors in the file, so some of the pixels may be "
-            "wrong; open them, and replace what is damaged"
-        )
-        found.append(ReportWarning(kind="decoder", count=errors, text=text, examples=tuple(damaged)))
-    return found
+        Parameters
+        ----------
+        preprocess : PreprocessSpec
+            Of the network that sees the images.
+        """
+        deep, transparent, errors = (self.counts[remark] for remark in REMARK_FIELDS)
+        found, kinds = [], []
+        if deep:
+            kinds.append(f"{deep} of more than 8 bits, with {_advice_on_range(preprocess)}")
+        if transparent:
+            kinds.append(f"{transparent} transparent ones, of which only the background is seen (save them opaque)")
+        if count := deep + transparent:
+            noun = "image is" if count == 1 else "images are"
+            what = "one colour, or nearly, to the network although the files hold more"
+            text = f"{count} {noun} {what}: {' and '.join(kinds)}"
+            found.append(ReportWarning(kind="flat_images", count=count, text=text, examples=tuple(self.flat)))
+        if errors:
+            noun = "image was" if errors == 1 else "images were"
+            text = (
+                f"{errors} {noun} decoded although the decoder reported errors in the file, so some of the pixels may "
+                "be wrong; open them, and replace what is damaged"
+            )
+            found.append(ReportWarning(kind="decoder", count=errors, text=text, examples=tuple(self.damaged)))
+        return found
 
 
 def _advice_on_range(preprocess: AnyPreprocess) -> str:

@@ -114,13 +114,16 @@ def find_columns(
     }
     found = {option: [_named(columns, name, option) for name in names if name] for option, names in named.items()}
     group, weight, domain = (next(iter(found[f"--{what}-column"]), None) for what in ("group", "weight", "domain"))
+    # Reversed, so that of names that read alike the first counts.
     plain = {plain_name(name): name for name in reversed(columns)}
     split = next(iter(found["--split-column"]), plain.get(SPLIT_COLUMN))
     labels = found["--label-column"]
     flags = tuple((plain[flag], splits) for flag, splits in FLAGS.items() if flag in plain)
     if not flags and kind == "classification":
-        able = [(plain[flag], splits) for flag, splits in _PLAIN_FLAGS.items() if flag in plain]
-        flags = tuple(pair for pair in able if pair[0] not in labels and _is_flag(pair[0], sample))
+        for name, splits in [(plain[flag], splits) for flag, splits in _PLAIN_FLAGS.items() if flag in plain]:
+            entries = {(row.get(name) or "").strip().lower() for row in sample}
+            if name not in labels and entries & YES and entries <= YES | NO | BLANK:
+                flags = (*flags, (name, splits))
     given = [*found["--path-column"], *found["--text-column"]]
     taken = [*labels, *filter(None, (group, weight, domain, split))]
     key = given[0] if given else _key_column(columns, taken, sample)
@@ -133,6 +136,7 @@ def find_columns(
             raise TaskError(f"{count} columns are called {name!r}; give them names of their own")
     if key in labels:
         raise TaskError(f"the column {key!r} would both name the samples and say their label; name another one")
+    # A column of that name may be the label itself.
     split = None if split in labels else split
     flags = tuple(pair for pair in flags if pair[0] not in labels)
     unused = [flag for flag, _ in flags] if split is not None else []
@@ -145,6 +149,7 @@ def find_columns(
 
 def _named(columns: Sequence[str], name: str, option: str) -> str:
     """Return the column that a user means: as it is written, else without spaces around or in another case."""
+    # Strictest first: names that differ only in case may both be there.
     for form in (str, str.strip, lambda text: text.strip().casefold()):
         if able := [column for column in columns if form(column) == form(name)]:
             return able[0]
@@ -162,7 +167,11 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
     if known and not plain_name(known[0]).endswith("id"):
         return known[0]
     # An id may be the number of a row: names of files say more.
-    of_files = [name for name in columns if name not in taken and _names_files(name, sample)]
+    of_files = []
+    for name in columns:
+        entries = {(row.get(name) or "").strip().lower() for row in sample} - {""}
+        if name not in taken and entries and all(entry.endswith(_IMAGE_SUFFIXES) for entry in entries):
+            of_files.append(name)
     if len(of_files) == 1:
         return of_files[0]
     if known:
@@ -177,18 +186,6 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
         f"{', '.join(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column (where "
         "the first line is a row already, say --no-header)"
     )
-
-
-def _is_flag(name: str, sample: Sequence[Mapping[str | None, str | None]]) -> bool:
-    entries = {(row.get(name) or "").strip().lower() for row in sample}
-    return bool(entries & YES) and entries <= YES | NO | BLANK
-
-
-def _names_files(name: str, sample: Sequence[Mapping[str | None, str | None]]) -> bool:
-    """Tell whether all entries of a column look like names of images."""
-    entries = [(row.get(name) or "").strip().lower() for row in sample]
-    entries = [entry for entry in entries if entry]
-    return bool(entries) and all(entry.endswith(_IMAGE_SUFFIXES) for entry in entries)
 
 
 def _label_column(able: Sequence[str], kind: TaskKind) -> str:

@@ -6,25 +6,26 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from featurecache.errors import ReportWarning, TaskError
-from featurecache.store.label_matching import match_names, suggested_path
-from featurecache.store.labels import FolderLabels, Label, TableLabels
+from featurecache.errors import ReportWarning, TaskError, shortened
+from featurecache.store.label_matching import match_names
+from featurecache.store.labels import Label, TableLabels, label_of_path
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
 
 MISSING, _UNREADABLE = -1, -2
 
 
-def labels_of_folders(labels: FolderLabels, listings: Sequence[Listing]) -> tuple[list[Label], list[int]]:
+def labels_of_folders(listings: Sequence[Listing]) -> tuple[list[Label], list[int]]:
     """Return a label for every file, and its row; of a sample in several sources the last one counts."""
     newest: dict[int, int] = {}
     for number, listing in enumerate(listings):
         newest |= dict.fromkeys(listing.row_of.values(), number)
     listed, rows = [], []
     for number, listing in enumerate(listings):
-        for label in labels.of(path for path, row in listing.row_of.items() if newest[row] == number):
-            listed.append(label)
-            rows.append(listing.row_of[label.key])
+        for path, row in listing.row_of.items():
+            if newest[row] == number and (label := label_of_path(path)) is not None:
+                listed.append(label)
+                rows.append(row)
     return listed, rows
 
 
@@ -39,6 +40,7 @@ def rows_of_labels(
     unreadable = {path for listing in listings for path in listing.problems}
     # Ids are looked for in the sample table, and need no names.
     names = [label.key for label in listed if not _is_id(label.key) or any(label.key in rows for rows in in_cache)]
+    # With those that could not be read: a label of one would be matched to another file.
     matches = match_names(names, [path for rows in in_cache for path in rows] + sorted(unreadable))
     warnings += matches.warnings
     rows = np.full(len(listed), MISSING, np.int64)
@@ -57,6 +59,7 @@ def rows_of_labels(
         elif _is_id(label.key):
             ids[index] = bytes.fromhex(label.key)
     if ids:
+        # All at once, as the whole table streams past them.
         rows[list(ids)] = samples.rows_of(np.frombuffer(b"".join(ids.values()), np.uint8).reshape(-1, 32))
     if (bad := np.flatnonzero(rows == _UNREADABLE)).size:
         first = listed[int(bad[0])].name
@@ -70,10 +73,21 @@ def _is_id(key: str) -> bool:
 
 
 def missing_error(missing: Sequence[Label], num_labels: int, paths: Iterable[str]) -> TaskError:
-    name = missing[0].name
+    """Return the error about labels of inputs that are not there, with a name that shows how names of a source look.
+
+    Parameters
+    ----------
+    missing : sequence of Label
+    num_labels : int
+        Of all labels.
+    paths : iterable of str
+        Of the source.
+    """
+    name, example = missing[0].name, next(iter(paths), None)
+    shown = "" if example is None else f" (the source has names such as {shortened(repr(example))})"
     return TaskError(
-        f"{len(missing)} of {num_labels} labels are for inputs that are not in the cache, first {name!r}"
-        f"{suggested_path(paths)}; extract them, correct the names, or pass --allow-missing"
+        f"{len(missing)} of {num_labels} labels are for inputs that are not in the cache, first {name!r}{shown}; "
+        "extract them, correct the names, or pass --allow-missing"
     )
 
 

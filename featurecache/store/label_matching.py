@@ -53,12 +53,12 @@ def match_names(names: Iterable[str], paths: Sequence[str], *, by_file: bool = T
     TaskError
         A name fits two samples, or two names fit one.
     """
-    wanted, able = dict.fromkeys(names), dict.fromkeys(paths)
-    found = {name: name for name in wanted if name in able}
+    requested, able = dict.fromkeys(names), dict.fromkeys(paths)
+    found = {name: name for name in requested if name in able}
     how: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for rule, form, of_name in _RULES:
-        left = [name for name in wanted if name not in found]
+        left = [name for name in requested if name not in found]
         # A table is written in one way: a name without folders beside names with them is another sample.
         if (
             not left
@@ -76,18 +76,7 @@ def match_names(names: Iterable[str], paths: Sequence[str], *, by_file: bool = T
             found[name] = path
             examples.setdefault(rule, f"{name!r} is {path!r}")
         how[rule] += len(matches)
-    return NameMatches(found, tuple(_warnings(how, examples, len(wanted))))
-
-
-def suggested_path(paths: Iterable[str]) -> str:
-    """Return words that show how names of a source look.
-
-    Parameters
-    ----------
-    paths : iterable of str
-    """
-    first = next(iter(paths), None)
-    return "" if first is None else f" (the source has names such as {shortened(repr(first))})"
+    return NameMatches(found, tuple(_warnings(how, examples, len(requested))))
 
 
 def _by_end(left: Sequence[str], paths: Sequence[str], form: _Form, of_name: _Form, *, strict: bool) -> dict[str, str]:
@@ -128,36 +117,30 @@ def _ends(path: str) -> Iterator[str]:
         start = path.find("/", start + 1)
 
 
-def _same(text: str) -> str:
-    return text
-
-
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
-def _without_suffix(text: str) -> str:
-    """Return a path without its suffix, if it has one of letters and digits."""
+def _without_suffix(path: str) -> str:
+    """Return a path in one case and composition and without its suffix, if it has one of letters and digits."""
+    text = _folded(path)
     stem, dot, suffix = text.rpartition(".")
     is_suffix = dot and stem and not stem.endswith("/") and len(suffix) <= _MOST_SUFFIX and suffix.isalnum()
+    # A number behind a point belongs to the name, as in scan.001 and scan.002.
     return stem if is_suffix and not suffix.isdigit() else text
 
 
-def _stem(text: str) -> str:
-    return _without_suffix(_folded(PurePosixPath(text).name))
+def _stem(path: str) -> str:
+    return _without_suffix(PurePosixPath(path).name)
 
 
 _BY_END = "by the end of the path"
 _BY_FILE = "by the name of the file without its folder and suffix"
 _RULES: tuple[tuple[str, _Form, _Form], ...] = (
-    (_BY_END, _same, _same),
+    (_BY_END, str, str),
     ("by name in another case or composition", _folded, _folded),
-    ("by name without suffix", lambda path: _without_suffix(_folded(path)), _folded),
-    (
-        "by name with another suffix",
-        lambda path: _without_suffix(_folded(path)),
-        lambda name: _without_suffix(_folded(name)),
-    ),
+    ("by name without suffix", _without_suffix, _folded),
+    ("by name with another suffix", _without_suffix, _without_suffix),
     (_BY_FILE, _stem, _stem),
 )
 """What is said of a rule, and the forms in which paths and names are compared."""

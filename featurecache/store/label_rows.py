@@ -16,11 +16,6 @@ from featurecache.store.spellings import joined_labels
 from featurecache.tables import ListField, Row, Table, to_bytes
 
 
-def _entry(field: str | None) -> str:
-    """Return an entry without spaces around; one of several values stays that."""
-    return field if isinstance(field, ListField) else (field or "").strip()
-
-
 @dataclass(slots=True)
 class LabelRows:
     """Reads the rows of one table, and counts those without a label."""
@@ -50,7 +45,9 @@ class LabelRows:
                     "holds the delimiter in double quotes, and give a column of row names a name too"
                 )
             where, key, shown = f"{self.where} {line}", row.get(columns.key), None
-            entries = [_entry(row.get(column)) for column in columns.labels]
+            fields = [row.get(column) for column in columns.labels]
+            # Not of lists: they would become plain text, and one value of what were several.
+            entries = [entry if isinstance(entry, ListField) else (entry or "").strip() for entry in fields]
             if self.is_text and key is None:
                 raise TaskError(f"{where} has fewer fields than the header; put texts in double quotes")
             target = self.targets.read(where, entries)
@@ -73,12 +70,14 @@ class LabelRows:
         for column in list(self.maybe_split):
             word = (row.get(column) or "").strip().lower()
             if word and word not in SPLIT_WORDS:
+                # One other word is enough: the column is about something else.
                 del self.maybe_split[column]
             else:
                 self.maybe_split[column].append(SPLIT_WORDS.get(word))
 
     def with_split(self, labels: list[Label]) -> tuple[Label, ...]:
         """Return labels with the splits of a column that holds nothing else, where one does."""
+        # A column with one split only, or a second column of splits, leaves it open which is meant.
         able = {name: splits for name, splits in self.maybe_split.items() if len(set(splits)) > 1}
         if len(able) != 1:
             return tuple(labels)
@@ -86,15 +85,16 @@ class LabelRows:
         return tuple(replace(label, split=split) for label, split in zip(labels, splits, strict=True))
 
     def _split(self, where: str, row: Row) -> str | None:
-        said = []
+        splits = []
         for column, (yes, no) in self.columns.flags:
             word = (row.get(column) or "").strip().lower()
             if word not in YES and word not in NO and word not in BLANK:
                 raise TaskError(f"{where}: the {column} is neither yes nor no: {word!r:.100}")
-            said.append(yes if word in YES else no)
-        if said:
+            # An empty flag is a no.
+            splits.append(yes if word in YES else no)
+        if splits:
             # What is of a test or validation split by one column is, whatever others say.
-            return next((split for split in ("test", "validation") if split in said), "train")
+            return next((split for split in ("test", "validation") if split in splits), "train")
         if self.columns.split is None:
             return None
         word = (row.get(self.columns.split) or "").strip().lower()
@@ -138,9 +138,9 @@ class LabelRows:
         if table.format is not None and table.format.encoding not in ("utf-8", "utf-8-sig"):
             strange = (text for label in labels for text in (label.label, label.key) if not text.isascii())
             example = next(strange, None)
-            look = "" if example is None else f"; look whether {example!r:.100} is what was meant"
+            advice = "" if example is None else f"; look whether {example!r:.100} is what was meant"
             yield ReportWarning(
-                kind="encoding", count=1, text=f"the table was read as {table.format.encoding}, not UTF-8{look}"
+                kind="encoding", count=1, text=f"the table was read as {table.format.encoding}, not UTF-8{advice}"
             )
         if count := sum(self.unlabelled.values()):
             named = ", ".join(f"{entry!r}: {number}" for entry, number in self.unlabelled.most_common(5) if entry)

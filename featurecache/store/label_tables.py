@@ -95,7 +95,7 @@ def labels_from_csv(
             raise TaskError("--no-header is for tables that name images; give a table of texts a first row of names")
         path_column, label_column = path_column or "1", label_column or "2"
     options = _Options(
-        task_kind(kind), path_column, _columns(label_column), text_column, group_column, weight_column,
+        task_kind(kind), path_column, label_column, text_column, group_column, weight_column,
         domain_column, split_column, blank, uncertain, separator, keep_na, merge_spellings,
     )  # fmt: skip
     try:
@@ -141,18 +141,20 @@ def labels_from_frame(
     if not hasattr(frame, "columns"):
         raise TaskError(f"labels_from_frame takes a data frame with columns, not a {type(frame).__name__}")
     names = [str(name) for name in frame.columns]
+    # Of two columns of one name a data frame gives both at once.
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise TaskError(
             f"{names.count(twice)} columns of the data frame are called {twice!r}; give them names of their own"
         )
     columns = {str(name): [field_of(value) for value in frame[name]] for name in frame.columns}
+    # Texts in the index may name samples, numbers of rows do not.
     index = list(getattr(frame, "index", ()))
     if path_column is None and not sample_columns(list(columns)) and all(isinstance(name, str) for name in index):
         columns = {"path": index, **columns} if index else columns
     every: Iterator[Row] = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     options = _Options(
-        task_kind(kind), path_column, _columns(label_column), None, group_column, weight_column, domain_column,
+        task_kind(kind), path_column, label_column, None, group_column, weight_column, domain_column,
         split_column, blank, uncertain, separator, True, merge_spellings,
     )  # fmt: skip
     return _read(Table(list(columns), enumerate(every, 1)), options, "a data frame", "row", root)
@@ -176,14 +178,10 @@ def labels_from_mapping(
     """
     every: Iterator[Row] = ({"path": str(name), "label": field_of(label)} for name, label in labels.items())
     options = _Options(
-        "classification", "path", ("label",), None, None, None, None, None, None, "missing", ";|", True, merge_spellings
+        "classification", "path", "label", None, None, None, None, None, None, "missing", ";|", True, merge_spellings
     )
     table = Table(["path", "label"], enumerate(every, 1))
     return _read(table, options, "a mapping", "entry", root)
-
-
-def _columns(label_column: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +190,7 @@ class _Options:
 
     kind: TaskKind
     path_column: str | None
-    label_columns: tuple[str, ...]
+    label_column: str | Sequence[str] | None
     text_column: str | None
     group_column: str | None
     weight_column: str | None
@@ -210,9 +208,11 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
 
     ``where`` stands before the number of a row in messages.
     """
-    if options.kind == "classification" and len(options.label_columns) > 1:
+    label_columns = options.label_column or ()
+    label_columns = (label_columns,) if isinstance(label_columns, str) else tuple(label_columns)
+    if options.kind == "classification" and len(label_columns) > 1:
         raise TaskError(
-            f"{len(options.label_columns)} label columns are named, and a sample has one class; name one column, or "
+            f"{len(label_columns)} label columns are named, and a sample has one class; name one column, or "
             "say --kind multilabel or --kind regression"
         )
     if options.kind != "multilabel" and (options.blank or options.uncertain != "missing"):
@@ -220,13 +220,14 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
     if not options.separator:
         raise TaskError("--separator is one or more characters between labels; got none")
     rows = iter(table)
+    # A table is read once: the rows that tell the columns apart are put in front again.
     first = list(islice(rows, _SAMPLE))
     try:
         columns = find_columns(
             table.columns,
             options.kind,
             path_column=options.path_column,
-            label_columns=options.label_columns,
+            label_columns=label_columns,
             text_column=options.text_column,
             group_column=options.group_column,
             weight_column=options.weight_column,
@@ -238,24 +239,27 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
         raise TaskError(f"{where.removesuffix(' line')}: {error}") from None
     targets = TargetReader(
         options.kind, columns.labels, options.blank, options.uncertain, options.separator, options.keep_na,
+        # A comma is free for decimals only where another sign stands between columns.
         decimal_comma=table.format is not None and table.format.delimiter == ";",
     )  # fmt: skip
     reader = LabelRows(columns, targets, where, is_text=options.text_column is not None)
     known = (columns.key, *columns.labels, columns.group, columns.weight, columns.domain)
     if columns.split is None and not columns.flags:
+        # A split column of any name is looked for only where nothing else says the split.
         reader.maybe_split = {name: [] for name in table.columns if name and name not in known}
     labels = reader.with_split(list(reader.labels(chain(first, rows))))
     if not labels:
         nothing = f"says nothing of any of its {reader.num_rows} rows in {', '.join(map(repr, columns.labels))}"
         nothing = nothing if reader.num_rows else "has names of columns but no rows"
         raise TaskError(f"{where.removesuffix(' line') if table.format is not None else origin} {nothing}")
+    # Names of classes are entries; of labels and numbers in columns of their own, names of columns.
     is_listed = options.kind == "classification" or (options.kind == "multilabel" and len(columns.labels) == 1)
-    found = TableLabels(
+    return TableLabels(
         labels=labels,
         origin=origin,
         root=root,
         kind=options.kind,
         names=() if is_listed else columns.labels,
+        warnings=tuple(reader.warnings(labels, table)),
         merge_spellings=options.merge_spellings,
     )
-    return found.with_warnings(reader.warnings(labels, table))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 
@@ -84,10 +83,6 @@ class FolderLabels:
     origin: str = "folders"
     merge_spellings: bool = False
 
-    def of(self, paths: Iterable[str]) -> list[Label]:
-        """Return the labels of paths; a file that lies in no class folder gets none."""
-        return [label for path in paths if (label := label_of_path(path)) is not None]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableLabels:
@@ -113,10 +108,6 @@ class TableLabels:
     warnings: tuple[ReportWarning, ...] = ()
     merge_spellings: bool = False
 
-    def with_warnings(self, warnings: Iterable[ReportWarning]) -> TableLabels:
-        """Return these labels with more warnings."""
-        return replace(self, warnings=(*self.warnings, *warnings))
-
 
 def labels_from_folders(root: str | Path | None = None, *, merge_spellings: bool = False) -> FolderLabels:
     """Take the folder of each file as its class.
@@ -132,7 +123,7 @@ def labels_from_folders(root: str | Path | None = None, *, merge_spellings: bool
 
 
 def label_of_path(path: str) -> Label | None:
-    """Return the label and the split that the folders of a relative path name."""
+    """Return the label and the split that the folders of a relative path name; None where no class folder is."""
     folders = PurePosixPath(path).parts[:-1]
     if not folders or SPLIT_OF.get(folders[-1].lower()):
         return None  # directly in the root, or in a split folder: no class

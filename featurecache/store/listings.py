@@ -52,13 +52,10 @@ class Listing:
 
     def paths_of(self, rows: Rows | Sequence[int]) -> list[str]:
         """One path (the first) for each row; the rows must be in the listing."""
-        return [self.paths[number] for number in self._indices_of(rows).tolist()]
+        return [self.paths[number] for number in self.indices_of(rows).tolist()]
 
-    def stamps_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
-        """Return the stamps ``(n, 4)`` of those files."""
-        return self.stamps[self._indices_of(rows)]
-
-    def _indices_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
+    def indices_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
+        """Return the index of the first path of each row, in `paths` and `stamps`; the rows must be in the listing."""
         held, first = self._first
         rows = np.asarray(rows, np.int64)
         index = np.searchsorted(held, rows)
@@ -70,6 +67,7 @@ class Listing:
     def _first(self) -> tuple[Rows, Rows]:
         """Rows held, and the index of the first path of each."""
         held, first = np.unique(self.rows, return_index=True)
+        # Files that could not be read have row -1, and come first in the order of rows.
         readable = int(np.searchsorted(held, 0))
         return held[readable:], first[readable:]
 
@@ -85,20 +83,22 @@ class Listing:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Listings:
     """The newest listing of every source that was extracted into a cache."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    path: Path
+    """Of the folder that holds one folder of shards for each source."""
 
     def load(self, source: str | Path) -> Listing | None:
         """Return the last listing of a source, if there is one: by its key, or by the path of its folder."""
+        # By its key first: a URL would be no URL any more as a path.
         by_key = self._folder(source).newest(listing_of)
         return self._folder(Path(source)).newest(listing_of) if by_key is None and isinstance(source, str) else by_key
 
     def all(self) -> list[Listing]:
         """Return the last listing of every source, the one extracted last at the end."""
-        folders = sorted(self._path.iterdir()) if self._path.is_dir() else []
+        folders = sorted(self.path.iterdir()) if self.path.is_dir() else []
         listings = [ShardFolder(folder, SOURCE).newest(listing_of) for folder in folders if folder.is_dir()]
         return sorted((listing for listing in listings if listing is not None), key=lambda listing: listing.order)
 
@@ -126,7 +126,8 @@ class Listings:
 
     def _folder(self, source: str | Path) -> ShardFolder:
         key = str(source.resolve()) if isinstance(source, Path) else source
-        return ShardFolder(self._path / digest_bytes(key.encode(errors="surrogateescape"))[:16], SOURCE)
+        # Names of files need not be valid UTF-8.
+        return ShardFolder(self.path / digest_bytes(key.encode(errors="surrogateescape"))[:16], SOURCE)
 
 
 def merged_rows(listings: Sequence[Listing]) -> Rows:
@@ -150,5 +151,6 @@ def listing_of(commit: Commit, shard: MappedShard) -> Listing:
     except ValueError as error:
         raise CorruptError(f"{shard.path} holds {error}; extract the source again") from None
     body = commit.body
+    # None in records of earlier releases.
     ignored = IgnoredFiles.from_json(body["ignored"]) if body.get("ignored") else IgnoredFiles()
     return Listing(body["root"], paths, stamps, rows, body["problems"], body["order"], ignored)

@@ -17,6 +17,15 @@ from featurecache.store.result_schemas import ProbeBody, SearchBody
 from featurecache.store.schemas import RequestBody, ResultBody, StoredType, checked_body
 
 T = TypeVar("T", bound=msgspec.Struct)
+KINDS: dict[type[msgspec.Struct], tuple[str, str]] = {
+    ProbeBody: ("probes", "probe"),
+    RequestBody: ("requests", "request"),
+    ResultBody: ("results", "result"),
+    SearchBody: ("searches", "search"),
+    StoredType: ("types", "type"),
+}
+"""Folder and kind of the records of each body."""
+
 _MOST_BYTES = 8 << 20
 """Of the arrays of a search that is kept: records are read whole."""
 
@@ -25,16 +34,27 @@ _MOST_RECORDS = 1_000
 
 
 class Notes:
-    """What a cache has noted.
+    """What a cache has noted."""
 
-    Parameters
-    ----------
-    path : Path
-        Folder of the cache.
-    """
+    path: Path
+    """Folder of the cache."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def recall(self, body: type[T], digest: str) -> T | None:
+        """Return what is kept under a digest; None where it is missing or damaged: then it is computed again.
+
+        Parameters
+        ----------
+        body : type
+            One of `KINDS`.
+        digest : str
+            Of everything that it depends on.
+        """
+        folder, kind = KINDS[body]
+        path = self.path / folder / f"{digest}.json"
+        try:
+            return checked_body(read_record(path, kind), body, str(path))
+        except (FileNotFoundError, CorruptError):
+            return None
 
     def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
         """Note which feature sets a request led to: an unchanged folder is then known without loading the backbone.
@@ -49,11 +69,6 @@ class Notes:
         make_folder(folder)
         publish_once(folder / f"{digest}.json", encode_record("request", {"fingerprint": fingerprint, "taps": taps}))
 
-    def recall_request(self, digest: str) -> tuple[str, list[str]] | None:
-        """Return the fingerprint and taps that a request led to, if it was made before."""
-        found = _recall(self.path / "requests" / f"{digest}.json", "request", RequestBody)
-        return None if found is None else (found.fingerprint, found.taps)
-
     def remember_type(self, fingerprint: str, tap: str, chosen: StoredType) -> StoredType:
         """Keep the number type that ``--dtype auto`` chose for a tap, and return the first choice, which stays.
 
@@ -63,10 +78,11 @@ class Notes:
             Of plain features; those of their views have the same type.
         chosen : StoredType
         """
-        path = self._type_path(fingerprint, tap)
+        path = self.path / "types" / f"{_type_digest(fingerprint, tap)}.json"
         make_folder(path.parent)
         data = encode_record("type", msgspec.to_builtins(chosen))
         publish_once(path, data)
+        # The first choice stays: all writers of a tap store one type.
         if (kept := self.recall_type(fingerprint, tap)) is not None:
             return kept
         publish_bytes(path, data)  # a damaged record is replaced
@@ -74,10 +90,7 @@ class Notes:
 
     def recall_type(self, fingerprint: str, tap: str) -> StoredType | None:
         """Return what `remember_type` kept, if anything that can be read is."""
-        return _recall(self._type_path(fingerprint, tap), "type", StoredType)
-
-    def _type_path(self, fingerprint: str, tap: str) -> Path:
-        return self.path / "types" / f"{digest_json('type', 1, {'fingerprint': fingerprint, 'tap': tap})}.json"
+        return self.recall(StoredType, _type_digest(fingerprint, tap))
 
     def remember_result(self, digest: str, row: Mapping[str, Any]) -> None:
         """Keep the scores of a head.
@@ -93,11 +106,6 @@ class Notes:
         make_folder(folder)
         # Not once: a damaged record is replaced by a fresh one.
         publish_bytes(folder / f"{digest}.json", encode_record("result", {"row": dict(row)}))
-
-    def recall_result(self, digest: str) -> dict[str, bool | int | float | str | None] | None:
-        """Return the row that is kept under this digest, if any that can be read is."""
-        found = _recall(self.path / "results" / f"{digest}.json", "result", ResultBody)
-        return None if found is None else found.row
 
     def remember_search(self, digest: str, found: SearchBody) -> None:
         """Keep the result of a search, where it is small enough for a record.
@@ -124,10 +132,6 @@ class Notes:
             for path in sorted(records, key=lambda path: path.stat().st_mtime_ns)[:-_MOST_RECORDS]:
                 path.unlink()
 
-    def recall_search(self, digest: str) -> SearchBody | None:
-        """Return the result that is kept under this digest, if any that can be read is."""
-        return _recall(self.path / "searches" / f"{digest}.json", "search", SearchBody)
-
     def remember_probe(self, digest: str, found: ProbeBody) -> None:
         """Keep what a probe predicts, where it is small enough for a record.
 
@@ -143,14 +147,6 @@ class Notes:
             publish_bytes(folder / f"{digest}.json", encode_record("probe", msgspec.to_builtins(found)))
             self._forget_oldest(folder)
 
-    def recall_probe(self, digest: str) -> ProbeBody | None:
-        """Return what is kept under this digest, if anything that can be read is."""
-        return _recall(self.path / "probes" / f"{digest}.json", "probe", ProbeBody)
 
-
-def _recall(path: Path, kind: str, body: type[T]) -> T | None:
-    """Read a record that only saves time; None where it is missing or damaged: then it is computed again."""
-    try:
-        return checked_body(read_record(path, kind), body, str(path))
-    except (FileNotFoundError, CorruptError):
-        return None
+def _type_digest(fingerprint: str, tap: str) -> str:
+    return digest_json("type", 1, {"fingerprint": fingerprint, "tap": tap})

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.listings import Listing, merged_rows
+from featurecache.store.listings import merged_rows
 from featurecache.store.soundness import warnings_of
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, class_counts
@@ -17,27 +17,25 @@ from featurecache.store.tasks import Task, class_counts
 
 def describe_cache(store: FeatureStore) -> dict[str, Any]:
     """Describe samples, sources, features, tasks, heads and bad inputs of a cache."""
+    held = merged_rows(store.listings.all())
     return {
         "cache": str(store.path),
         "samples": len(store.samples),
-        "orphaned_samples": count_orphans(store),
+        "orphaned_samples": int((~np.isin(np.arange(len(store.samples)), held)).sum()),
         "sources": describe_sources(store),
-        "features": list_features(store),
+        "features": [describe_features(feature_set) for feature_set in store.feature_sets()],
         "tasks": describe_tasks(store),
         "heads": store.head_names(),
         "bad": list_bad(store),
     }
 
 
-def list_features(store: FeatureStore) -> list[dict[str, Any]]:
-    """Describe every feature set."""
-    return [describe_features(feature_set) for feature_set in store.feature_sets()]
-
-
 def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
     """Describe one feature set: what it is, how it was made, and its size."""
     features = feature_set.open()
+    # Else a cache whose shards are gone would be described as whole.
     features.check_files()
+    # Shards may have been made on several machines; the last stands for them.
     last = features.commits[-1]
     return {
         "backbone": feature_set.identity.backbone,
@@ -112,6 +110,7 @@ def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
             "root": listing.root,
             "files": len(listing.paths),
             "samples": len(listing.unique_rows),
+            # Files of the same bytes are one sample.
             "copies": int((listing.rows >= 0).sum()) - len(listing.unique_rows),
             "unreadable": len(listing.problems),
             "ignored_files": listing.ignored.count,
@@ -135,9 +134,3 @@ def list_bad(store: FeatureStore) -> list[dict[str, Any]]:
         {"path": uri, "status": status, "reason": why}
         for uri, (_, (status, why)) in zip(uris, sorted(rows.items()), strict=True)
     ]
-
-
-def count_orphans(store: FeatureStore) -> int:
-    """Count samples that no source holds any more."""
-    listings: list[Listing] = store.listings.all()
-    return int(len(store.samples) - np.isin(np.arange(len(store.samples)), merged_rows(listings)).sum())

@@ -23,6 +23,7 @@ def predictions_of(training: PastTraining, task: Task, samples: SampleTable) -> 
     samples : SampleTable
     """
     names = samples.uris_of(samples.rows_of(training.ids))
+    # The task may have been made again: a sample that it has no longer has no split.
     index = find_ids(training.ids, task.ids)
     found = []
     for k, name in enumerate(names):
@@ -45,5 +46,6 @@ def _words(values: np.ndarray, training: PastTraining) -> Any:
     if training.kind == "classification":
         return classes[int(values[0])]
     if training.kind == "multilabel":
+        # Targets are 0 and 1, predictions probabilities; one half divides both.
         return ";".join(name for name, value in zip(classes, values, strict=True) if value > 0.5)
     return {name: float(value) for name, value in zip(classes, values, strict=True)}

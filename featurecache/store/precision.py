@@ -99,13 +99,19 @@ def measure_error(
     exact, error = values[good].astype(np.float64), (back[good] - values[good]).astype(np.float64)
     if not exact.size:
         return Precision(against=against, rows=0, relative_rms=0.0, relative_largest=0.0)
-    enough = len(exact) >= FEWEST_ROWS
+    errors = {
+        "relative_rms": np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(exact**2)), 1e-30),
+        "relative_largest": np.abs(error).max() / max(np.abs(exact).max(), 1e-30),
+    }
+    if len(exact) >= FEWEST_ROWS:
+        errors["relative_to_spread"] = spread_error(by_channel(exact, views), by_channel(error, views))
+    rounded = {name: float(f"{number:.3g}") for name, number in errors.items()}
     return Precision(
         against=against,
         rows=int(good.sum()),
-        relative_rms=_short(np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(exact**2)), 1e-30)),
-        relative_largest=_short(np.abs(error).max() / max(np.abs(exact).max(), 1e-30)),
-        relative_to_spread=_short(spread_error(by_channel(exact, views), by_channel(error, views))) if enough else None,
+        relative_rms=rounded["relative_rms"],
+        relative_largest=rounded["relative_largest"],
+        relative_to_spread=rounded.get("relative_to_spread"),
     )
 
 
@@ -169,7 +175,7 @@ def _estimated_error(feature_set: FeatureSet, features: Features) -> float:
     values, steps = [], []
     commits = features.commits
     for number in sorted({int(n) for n in np.linspace(0, len(commits) - 1, _SHARDS_READ)} if commits else ()):
-        stored = features.read_first(commits[number], _ROWS_READ).astype(np.float32)
+        stored = features.read_shard(commits[number], _ROWS_READ).astype(np.float32)
         good = stored[finite_rows(stored)]
         if len(good):
             values.append(by_channel(good, feature_set.identity.views))
@@ -209,10 +215,6 @@ def storage_warning(feature_set: FeatureSet, features: Features) -> ReportWarnin
 def in_percent(share: float) -> str:
     """Write a share, which may be above one, for people."""
     return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
-
-
-def _short(number: float) -> float:
-    return float(f"{number:.3g}")
 
 
 def widest(dtypes: Sequence[str]) -> str | None:

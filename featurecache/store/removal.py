@@ -64,7 +64,8 @@ def remove(store: FeatureStore, kind: Kind, name: str, *, dry_run: bool = False)
     """
     folders = _folders(store, kind, name)
     paths = tuple(folder.relative_to(store.path).as_posix() for folder in folders)
-    found = Removal(f"{kind} {name}", paths, sum(map(_size, folders)), dry_run)
+    sizes = [path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()]
+    found = Removal(f"{kind} {name}", paths, sum(sizes), dry_run)
     if dry_run:
         return found
     for folder in folders:
@@ -110,7 +111,3 @@ def _folders(store: FeatureStore, kind: Kind, name: str) -> list[Path]:
         if next(folder.rglob("*.lease"), None) is not None:
             raise RequestError(f"somebody writes to {folder}; wait until that has ended, or run `featurecache gc`")
     return list(folders)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

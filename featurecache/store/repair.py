@@ -8,7 +8,7 @@ the digest of the old record says whether it is the same.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +21,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import rows_of_commit
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
+from featurecache.store.schemas import features_schema
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import NOTES, QUARANTINE, Problem, verify
 
@@ -34,10 +35,6 @@ class Repair:
     action: str
     """``set aside``, or what a person must do."""
 
-    def to_json(self) -> dict[str, str]:
-        """Return plain JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
@@ -46,10 +43,6 @@ class Recomputed:
     where: str
     state: str
     """``missing``, ``identical``, ``different``, ``other rows`` or ``unknown`` (the old record cannot be read)."""
-
-    def to_json(self) -> dict[str, str]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 def repair(store: FeatureStore) -> list[Repair]:
@@ -77,7 +70,7 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
         key = where.stem.partition("-")[0]
         moved = [root / where]
         if key.isdecimal():  # another name could be a pattern
-            moved = _files_of(root / where.parent.parent, _keys_to_move(root / where.parent.parent, key))
+            moved = _files_to_move(root / where.parent.parent, key)
     elif where.parts[0] in NOTES:
         moved = [root / where]
     else:
@@ -99,16 +92,13 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
     return Repair(problem.where, problem.what, f"set aside; {advice}")
 
 
-def _keys_to_move(folder: Path, key: str) -> list[str]:
-    """Return the key of what is damaged; of a task also those before it: an older one must not pass for the newest."""
-    if folder.parent.name != "tasks":
-        return [key]
-    keys = ShardFolder(folder).keys()
-    return sorted({key, *(older for older in keys if older < key)})
-
-
-def _files_of(folder: Path, keys: list[str]) -> list[Path]:
-    """Return records and shards of some keys, the record of each first: no record ever points at nothing."""
+def _files_to_move(folder: Path, damaged: str) -> list[Path]:
+    """Return record and shards of a damaged key, the record first: no record ever points at nothing."""
+    keys = [damaged]
+    # Of a task also those before it: an older one must not pass for the newest.
+    if folder.parent.name == "tasks":
+        earlier = ShardFolder(folder).keys()
+        keys = sorted({damaged, *(key for key in earlier if key < damaged)})
     shards = {key: sorted((folder / "shards").glob(f"{key}-*.h5")) for key in keys}
     return [path for key in keys for path in (folder / "commits" / f"{key}.json", *shards[key])]
 
@@ -170,7 +160,8 @@ def _held_by_others(store: FeatureStore, where: PurePosixPath, old: Commit) -> b
         feature_set = store.feature_set_at(where.parent.parent)
         if feature_set is None:
             return False
-        feature_set.folder.check(old)  # of a stranger, perhaps: no more rows than a shard ever holds
+        # Of a stranger, perhaps: no more rows than a shard ever holds.
+        features_schema(feature_set.dtype).check(old, feature_set.folder.path)
         return bool(np.isin(rows_of_commit(old), feature_set.open().rows).all())
     except (FeatureCacheError, OSError, KeyError, TypeError, ValueError):
         return False
@@ -199,8 +190,3 @@ def shards_set_aside(store: FeatureStore) -> list[SetAside]:
         except (FeatureCacheError, OSError, KeyError):
             continue  # `Recomputed` names it: unknown
     return lost
-
-
-def summary(repairs: list[Repair], recomputed: list[Recomputed]) -> dict[str, list[dict[str, str]]]:
-    """Return plain JSON values."""
-    return {"repairs": [r.to_json() for r in repairs], "recomputed": [r.to_json() for r in recomputed]}

@@ -21,16 +21,19 @@ class ArrayBody(Struct, frozen=True):
     @classmethod
     def of(cls, values: NDArray[Any]) -> ArrayBody:
         """Return the record of an array."""
+        # Two types for all arrays, little-endian on every machine.
         dtype: Literal["<i8", "<f8"] = "<i8" if values.dtype.kind in "iu" else "<f8"
         return cls(dtype, list(values.shape), np.ascontiguousarray(values, dtype).tobytes())
 
     def read(self) -> NDArray[Any]:
         """Return the array; raises `ValueError` where the bytes are not those of its shape."""
+        # Copied, as an array on bytes cannot be written to.
         return np.frombuffer(self.data, self.dtype).reshape(self.shape).copy()
 
 
 Value = bool | int | float | Text | None
-Figures = dict[Text, float | None]
+Scores = dict[Text, float | None]
+"""Scores and the bounds of their intervals, by name."""
 
 
 class HistoryBody(Struct, frozen=True, kw_only=True):
@@ -81,13 +84,13 @@ class HistoryBody(Struct, frozen=True, kw_only=True):
     selection_score: float
     reported: Text
     primary: Text
-    figures: Figures
+    figures: Scores
     n_fitted: Count
     num_heads: Count
 
 
 class SearchBody(Struct, frozen=True, kw_only=True):
-    """The result of a search, but for the fitted estimator; see `featurecache.evaluation.search.HeadResult`."""
+    """The result of a search, but for the fitted estimator; see `featurecache.evaluation.head_result.HeadResult`."""
 
     head: Text
     params: dict[Text, Value]
@@ -96,8 +99,8 @@ class SearchBody(Struct, frozen=True, kw_only=True):
     selection_score: float
     selection_log_loss: float | None
     balanced: bool
-    validation: Figures
-    test: Figures | None
+    validation: Scores
+    test: Scores | None
     reported: Text
     temperature: float
     converged: bool

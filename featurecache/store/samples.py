@@ -7,13 +7,13 @@ stay where they are mapped: of ten million samples nothing is copied but what is
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import CorruptError
-from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
 from featurecache.store.folders import ShardFolder
 from featurecache.store.schemas import SAMPLES
@@ -42,6 +42,7 @@ class SampleTable:
 
     def __init__(self, folder: ShardFolder) -> None:
         self._folder = folder
+        # By file name: commits are read again at each reload, maps of files stay.
         self._shards: dict[str, MappedShard] = {}
         self.reload()
 
@@ -96,7 +97,7 @@ class SampleTable:
             absent = np.flatnonzero(rows < 0)
             if len(absent) == 0:
                 return rows
-            new = absent[_first_indices(ids[absent])]
+            new = absent[first_indices(ids[absent])]
             for first in range(0, len(new), _MOST_ROWS):
                 added = new[first : first + _MOST_ROWS]
                 arrays = {
@@ -106,18 +107,22 @@ class SampleTable:
                 }
                 won = self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
                 self.reload()
+                # Another writer has these row numbers: which samples are still absent is looked up again.
                 if not won:
                     break
 
-    def check(self) -> None:
-        """Raise `CorruptError` if a sample occurs twice."""
-        if count_different(np.asarray(self.ids)) != len(self):
-            raise CorruptError("sample table: a sample occurs twice")
-
     def reload(self) -> None:
         """See what other writers have added."""
-        self._commits = _checked(self._folder.commits())
-        self._starts = np.cumsum([0, *map(_num_rows, self._commits)], dtype=np.int64)
+        commits, starts = self._folder.commits(), [0]
+        for commit in commits:
+            # With a gap, all rows behind it would be taken for others.
+            if commit.body.get("start") != starts[-1] or commit.key != f"{starts[-1]:012d}":
+                raise CorruptError(
+                    f"the sample table has a gap before row {commit.body.get('start')}: a part of samples/ is missing; "
+                    "restore it from a copy of the cache, or extract into a new one"
+                )
+            starts.append(starts[-1] + commit.shard.arrays["id"].shape[0])
+        self._commits, self._starts = commits, np.array(starts, np.int64)
 
     def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Array]:
         """Yield consecutive pieces of a column, each as it is mapped.
@@ -133,7 +138,7 @@ class SampleTable:
         while start < stop:
             number = int(np.searchsorted(self._starts, start, side="right")) - 1
             begin, end = self._starts[number], min(stop, int(self._starts[number + 1]), start + _BLOCK)
-            yield self._shard(number).slice(name, int(start - begin), int(end - begin))
+            yield self._shard(number).read(name, int(start - begin), int(end - begin))
             start = end
 
     def take(self, name: str, rows: Rows) -> Array:
@@ -143,6 +148,7 @@ class SampleTable:
         if rows.min() < 0 or rows.max() >= len(self):
             raise IndexError(f"the table has {len(self)} rows")
         if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            # Neighbours in one shard are a view of its map, not a copy.
             pieces = list(self.blocks(name, int(rows[0]), int(rows[-1]) + 1))
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         shard = np.searchsorted(self._starts, rows, side="right") - 1
@@ -168,28 +174,25 @@ class SampleTable:
             raise CorruptError(f"{shard.path} holds {error}; run `featurecache verify`") from None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Column:
     """One column of the sample table, read by row: ``column[rows]``, ``column[5]``, ``np.asarray(column)``."""
 
-    def __init__(self, table: SampleTable, name: str) -> None:
-        self._table, self._name = table, name
+    table: SampleTable
+    name: str
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.table)
 
     def __getitem__(self, rows: Any) -> Array:
         if isinstance(rows, slice):
-            return self._table.take(self._name, np.arange(*rows.indices(len(self))))
-        taken = self._table.take(self._name, np.atleast_1d(np.asarray(rows, np.int64)))
+            return self.table.take(self.name, np.arange(*rows.indices(len(self))))
+        taken = self.table.take(self.name, np.atleast_1d(np.asarray(rows, np.int64)))
         return taken[0] if np.ndim(rows) == 0 else taken
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         values = self[:]
         return values if dtype is None else values.astype(dtype)
-
-    def blocks(self) -> Iterator[Array]:
-        """Yield the column piece by piece, in order."""
-        return self._table.blocks(self._name)
 
 
 def find_ids(ids: Ids, table: Column | Ids) -> Rows:
@@ -204,7 +207,7 @@ def find_ids(ids: Ids, table: Column | Ids) -> Rows:
     groups = ids[order[firsts]]
     index_of_group = np.full(len(groups), -1, np.int64)
     start = 0
-    for block in table.blocks() if isinstance(table, Column) else [table]:
+    for block in table.table.blocks(table.name) if isinstance(table, Column) else [table]:
         group, index = _matches(groups, np.ascontiguousarray(block))
         fresh = index_of_group[group] < 0
         index_of_group[group[fresh][::-1]] = start + index[fresh][::-1]  # the first one counts
@@ -227,12 +230,7 @@ def some_rows(rows: Rows, most: int, random_state: int = 0) -> Rows:
     return np.sort(np.random.default_rng(random_state).permutation(rows)[:most])
 
 
-def count_different(ids: Ids) -> int:
-    """Count the different ids."""
-    return len(_first_indices(ids))
-
-
-def _first_indices(ids: Ids) -> NDArray[np.int64]:
+def first_indices(ids: Ids) -> NDArray[np.int64]:
     """Return where each different id occurs first, in order."""
     order, firsts = _grouped(ids)
     return np.sort(order[firsts])
@@ -270,26 +268,10 @@ def _matches(groups: Ids, block: Ids) -> tuple[NDArray[np.int64], NDArray[np.int
     return group[index], index
 
 
-def _checked(commits: list[Commit]) -> list[Commit]:
-    """Refuse a table with a gap: all rows behind it would be taken for others."""
-    row = 0
-    for commit in commits:
-        if commit.body.get("start") != row or commit.key != f"{row:012d}":
-            raise CorruptError(
-                f"the sample table has a gap before row {commit.body.get('start')}: a part of samples/ is missing; "
-                "restore it from a copy of the cache, or extract into a new one"
-            )
-        row += _num_rows(commit)
-    return commits
-
-
 def _prefixes(ids: Ids) -> Array:
+    # Big-endian, so that the numbers sort as the bytes do.
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
 def _whole(ids: Ids) -> Array:
     return np.ascontiguousarray(ids).view("V32").ravel()
-
-
-def _num_rows(commit: Commit) -> int:
-    return commit.shard.arrays["id"].shape[0]

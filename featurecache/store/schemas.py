@@ -24,6 +24,7 @@ Shape = tuple[int | str, ...]
 Arrays = dict[str, tuple[tuple[str, ...], Shape]]
 """For each array, the types that it may have, and its shape."""
 
+# Far above what any cache holds, and far below the end of int64.
 Count = Annotated[int, Meta(ge=0, le=1 << 48)]
 Number = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1 << 16)]
@@ -54,6 +55,7 @@ class SourceBody(Struct):
     root: Text
     problems: dict[Text, Text]
     order: Count
+    # None in records of earlier releases.
     ignored: IgnoredBody | None = None
 
 
@@ -101,6 +103,7 @@ class FeaturesBody(Struct):
     tap: Text
     fingerprint: Text
     provenance: Provenance
+    # From here on: not in records of earlier releases, or only where there is something to record.
     precision: Precision | None = None
     probe: list[ReferenceRow] = []
     cut: list[Run] = []
@@ -214,6 +217,7 @@ class Schema:
     def check(self, commit: Commit, path: Path) -> None:
         """Raise `CorruptError` unless a commit holds what this kind of commit holds."""
         checked_body(commit.body, self.body, f"{path}: {self.kind} {commit.key}")
+        # A letter stands for one length in all arrays of a commit.
         lengths: dict[str, int] = {}
         for name, (dtypes, shape) in self.arrays.items():
             array = commit.shard.arrays.get(name)
@@ -228,6 +232,7 @@ class Schema:
         if lengths["n"] > self.most_rows:
             raise CorruptError(f"{path}: {self.kind} {commit.key} has {lengths['n']} rows, more than one ever holds")
         for name in self.per_sample:
+            # By broadcasting, which would otherwise stretch a sample to any size.
             spread, sample = commit.shard.arrays[name].shape, commit.shard.arrays["features"].shape[1:]
             if len(spread) != len(sample) or any(a not in (1, b) for a, b in zip(spread, sample, strict=True)):
                 raise CorruptError(f"{path}: {self.kind} {commit.key} has {name!r} {list(spread)} for {list(sample)}")

@@ -16,7 +16,6 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,7 +48,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, arrays: Layout, attributes: Mapping[str, str]) -> None:
-        import h5py  # writing only: readers of a cache never load libhdf5 (see `load_hdf5`)
+        import h5py  # writing only: readers of a cache never load libhdf5
 
         for name in ("shards", "commits"):
             make_folder(folder / name)
@@ -58,18 +57,25 @@ class ShardWriter:
         self._arrays = dict(arrays)
         self._sums = {name: _BlockSums() for name in arrays}
         self._offsets: dict[str, int] = {}
-        with h5py.File(
-            self._partial,
-            "x",
-            libver=("earliest", "v108"),
-            alignment_threshold=_ALIGNMENT,
-            alignment_interval=_ALIGNMENT,
-        ) as file:
-            for name, value in attributes.items():
-                file.attrs[name] = np.bytes_(value.encode())
-            for name, (dtype, shape) in arrays.items():
-                self._offsets[name] = _reserve_array(file, name, dtype, shape)
-        self._file = self._partial.open("r+b", buffering=0)
+        try:
+            with h5py.File(
+                self._partial,
+                "x",
+                # Any HDF5 since 1.8 reads the file.
+                libver=("earliest", "v108"),
+                alignment_threshold=_ALIGNMENT,
+                alignment_interval=_ALIGNMENT,
+            ) as file:
+                for name, value in attributes.items():
+                    file.attrs[name] = np.bytes_(value.encode())
+                for name, (dtype, shape) in arrays.items():
+                    self._offsets[name] = _reserve_array(file, name, dtype, shape)
+            # From here on without libhdf5: on a full disk its writes report success and fail at the end of the process.
+            self._file = self._partial.open("r+b", buffering=0)
+        except BaseException:
+            # Nobody else would remove the file: the block of `with` has not begun.
+            self._partial.unlink(missing_ok=True)
+            raise
         self._reserve()
 
     def __enter__(self) -> Self:
@@ -84,6 +90,7 @@ class ShardWriter:
         data = memoryview(np.ascontiguousarray(values)).cast("B") if values.size else memoryview(b"")
         position = self._offsets[name] + self._sums[name].nbytes
         while data:
+            # The system may take only some of the bytes.
             written = os.pwrite(self._file.fileno(), data, position)
             self._sums[name].update(data[:written])
             data, position = data[written:], position + written
@@ -96,6 +103,7 @@ class ShardWriter:
     def finish(self, key: str) -> ShardRecord:
         """Fsync the file and give it its final name; it stays invisible until it is committed."""
         record = self._record()
+        # The bytes before the name, the name before the commit: a record that is seen has a whole shard.
         os.fsync(self._file.fileno())
         target = self._folder / f"{key}-{record.sha256[:16]}.h5"
         self._partial.replace(target)
@@ -109,7 +117,9 @@ class ShardWriter:
         try:
             os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as error:
+            # All space is asked for at once, so that a full disk shows before anything is computed.
             if error.errno not in _CANNOT_RESERVE:
+                # Nobody else would remove the file: the block of `with` has not begun.
                 self.__exit__()
                 error.add_note(f"while reserving {size} bytes in {self._folder}; free some space and run again")
                 raise
@@ -127,6 +137,7 @@ class ShardWriter:
         }
         for name, array in arrays.items():
             assert self._sums[name].nbytes == array.nbytes, f"array {name!r} was not filled"
+        # Of the file as it lies there: arrays are filled in turns, and what h5py laid out counts too.
         hasher, size = hashlib.sha256(), 0
         self._file.seek(0)
         while block := self._file.read(BLOCK_BYTES):
@@ -144,16 +155,8 @@ class MappedShard:
     _bytes: Array | None = None
     _checked: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def check_size(self) -> None:
-        """Raise `CorruptError` unless the file is there and as long as its record says."""
-        self._map()
-
-    def read(self, name: str) -> Array:
-        """Return a whole array, not copied."""
-        return self.slice(name, 0, self.record.arrays[name].shape[0])
-
-    def slice(self, name: str, start: int, stop: int) -> Array:
-        """Return consecutive rows of an array, not copied.
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Return consecutive rows of an array, not copied; all of them by default.
 
         Parameters
         ----------
@@ -162,23 +165,35 @@ class MappedShard:
             Rows of this shard.
         """
         array = self.record.arrays[name]
+        stop = array.shape[0] if stop is None else stop
         self._check_blocks(name, array, np.array([start]), np.array([stop]))
-        return self._view(array)[start:stop]
+        raw = self.mapped()[array.offset : array.offset + array.nbytes]
+        return raw.view(STORED[array.dtype]).reshape(array.shape)[start:stop]
 
-    def check_rows(self, name: str, rows: Array) -> bool:
-        """Check the blocks under some local rows; tell whether all blocks of the array have been checked by now."""
-        self._check_blocks(name, self.record.arrays[name], rows, rows + 1)
-        return bool(self._checked[name].all())
+    def check_rows(self, name: str, rows: Array) -> tuple[int, bool]:
+        """Check the blocks under some rows of this shard.
 
-    def address(self, name: str) -> int:
-        """Where in memory an array begins; valid as long as this object lives."""
-        return int(self._view(self.record.arrays[name]).ctypes.data)
+        Parameters
+        ----------
+        name : str
+            Of an array.
+        rows : ndarray of int64
 
-    def _view(self, array: ArrayRecord) -> Array:
-        raw = self._map()[array.offset : array.offset + array.nbytes]
-        return raw.view(STORED[array.dtype]).reshape(array.shape)
+        Returns
+        -------
+        address : int
+            Where in memory the array begins; valid as long as this object lives.
+        is_checked : bool
+            All blocks of the array have been checked by now.
+        """
+        array = self.record.arrays[name]
+        self._check_blocks(name, array, rows, rows + 1)
+        address = int(self.mapped().ctypes.data) + array.offset
+        return address, bool(self._checked[name].all())
 
-    def _map(self) -> Array:
+    def mapped(self) -> Array:
+        """Return the bytes of the file; raise `CorruptError` unless it is there and as long as its record says."""
+        # On first use, as each file stays open while it is mapped.
         if self._bytes is None:
             self._bytes = _map_file(self.path, self.record.size)
         return self._bytes
@@ -192,17 +207,12 @@ class MappedShard:
             if not checked[block]:
                 start = array.offset + block * array.block_bytes
                 stop = min(start + array.block_bytes, array.offset + array.nbytes)
-                if zlib.crc32(self._map()[start:stop]) != array.crc32[block]:
+                if zlib.crc32(self.mapped()[start:stop]) != array.crc32[block]:
                     raise CorruptError(
                         f"{self.path}: block {block} of array {name!r} does not match its checksum; "
                         "run `featurecache repair`, then extract again"
                     )
                 checked[block] = True
-
-
-def load_hdf5() -> None:
-    """Import the library that writing needs, so that the first shard does not wait for it."""
-    import_module("h5py")
 
 
 def _reserve_array(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> int:
@@ -238,6 +248,7 @@ def _map_file(path: Path, size: int) -> Array:
 
 def _map_one_more(path: Path, size: int) -> Array:
     try:
+        # Links are not followed: one could lead out of the cache.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
         raise CorruptError(
@@ -252,6 +263,7 @@ def _map_one_more(path: Path, size: int) -> Array:
             )
         return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), np.uint8)
     finally:
+        # The map has a descriptor of its own.
         os.close(descriptor)
 
 
@@ -259,17 +271,18 @@ def _blocks_of(array: ArrayRecord, starts: Array, stops: Array) -> Iterator[int]
     row_bytes = array.nbytes // max(array.shape[0], 1)
     first = starts * row_bytes // array.block_bytes
     last = (stops * row_bytes - 1) // array.block_bytes
+    # Many rows lie in one block, which is checked once.
     spans = np.unique(np.stack([first, last], axis=1), axis=0)
     return (block for low, high in spans.tolist() for block in range(low, high + 1))
 
 
+@dataclass(slots=True)
 class _BlockSums:
     """CRC-32 of every block of a stream of bytes."""
 
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self._sums: list[int] = []
-        self._current = 0
+    nbytes: int = 0
+    _sums: list[int] = field(default_factory=list)
+    _current: int = 0
 
     def update(self, data: memoryview) -> None:
         while data:

@@ -68,17 +68,19 @@ def held_type(sets: Sequence[FeatureSet], fingerprint: str, tap: str) -> str | N
     sets : sequence of FeatureSet
     fingerprint, tap : str
     """
-    mine = [feature_set for feature_set in sets if feature_set.fingerprint == fingerprint and feature_set.tap == tap]
-    # Nothing is stored of bad inputs, so their type does not count.
-    return widest([feature_set.dtype for feature_set in mine if _has_good_rows(feature_set)])
-
-
-def _has_good_rows(feature_set: FeatureSet) -> bool:
-    last = feature_set.folder.last()  # nearly always enough, where reading all records takes a while
-    if last is not None and len(last.body["bad"]) < len(rows_of_commit(last)):
-        return True
-    features = feature_set.open()
-    return len(features) > len(features.bad)
+    dtypes = []
+    for feature_set in sets:
+        if (feature_set.fingerprint, feature_set.tap) != (fingerprint, tap):
+            continue
+        # Nothing is stored of bad inputs, so a type of these alone does not count. The last record is nearly always
+        # enough to see that, where reading all of them takes a while.
+        last = feature_set.folder.last()
+        if last is None or len(last.body["bad"]) >= len(rows_of_commit(last)):
+            features = feature_set.open()
+            if len(features) == len(features.bad):
+                continue
+        dtypes.append(feature_set.dtype)
+    return widest(dtypes)
 
 
 def float32_warning(store: FeatureStore, feature_set: FeatureSet) -> ReportWarning | None:

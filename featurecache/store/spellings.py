@@ -36,8 +36,9 @@ def merged_spellings(
     if not several:
         return list(labels), []
     first = " and ".join(f"{name!r} ({counts[name]})" for name in several[0][:3])
-    ways = "that differ only in case or spaces" if not any(map(_is_number, several)) else "that are one number"
-    what = f"{len(several)} names are spelled in several ways {ways}, first {first}"
+    is_number = any(_NUMBER.fullmatch(names[0].strip()) for names in several)
+    difference = "that are one number" if is_number else "that differ only in case or spaces"
+    what = f"{len(several)} names are spelled in several ways {difference}, first {first}"
     text = f"{what}: taken for one" if merge else f"{what}: taken for different ones; --merge-spellings makes them one"
     warning = ReportWarning(
         kind="spellings", count=len(several), text=text, examples=tuple(", ".join(names) for names in several)
@@ -45,16 +46,13 @@ def merged_spellings(
     if not merge:
         return list(labels), [warning]
     chosen = {name: names[0] for names in several for name in names}
-
-    def respelled(label: Label) -> Label:
+    respelled = []
+    for label in labels:
         names = [chosen.get(name, name) for name in label.label.split("\n")]
-        return replace(label, label="\n".join(sorted(set(names)) if kind == "multilabel" else names))
-
-    return [respelled(label) for label in labels], [warning]
-
-
-def _is_number(names: Sequence[str]) -> bool:
-    return _NUMBER.fullmatch(names[0].strip()) is not None
+        # Two spellings of one label that both hold of a sample are one.
+        text = "\n".join(sorted(set(names)) if kind == "multilabel" else names)
+        respelled.append(replace(label, label=text))
+    return respelled, [warning]
 
 
 def _letters(name: str) -> str:

@@ -47,7 +47,20 @@ _CANNOT_MAKE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ER
 
 
 class FeatureStore(Notes):
-    """A cache folder. Use `FeatureStore.open` or `FeatureStore.create`."""
+    """A cache folder. Use `FeatureStore.open` or `FeatureStore.create`.
+
+    Attributes
+    ----------
+    listings : Listings
+        What each source holds today.
+    heads_path : Path
+        Folder of the saved heads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.listings = Listings(path / "sources")
+        self.heads_path = path / "heads"
 
     @classmethod
     def open(cls, path: str | Path, *, strange: bool = False) -> FeatureStore:
@@ -95,6 +108,7 @@ class FeatureStore(Notes):
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is a file, a cache is a folder; name another place")
+        # What an interrupted creation left is no content.
         if path.is_dir() and any(not is_partial(entry) for entry in path.iterdir()):
             return cls.open(path)
         try:
@@ -124,22 +138,13 @@ class FeatureStore(Notes):
         """Every input ever seen."""
         return SampleTable(ShardFolder(self.path / "samples", SAMPLES))
 
-    @property
-    def listings(self) -> Listings:
-        """What each source holds today."""
-        return Listings(self.path / "sources")
-
-    @property
-    def heads_path(self) -> Path:
-        """Folder of the saved heads."""
-        return self.path / "heads"
-
     def feature_sets(self) -> list[FeatureSet]:
         """Everything that is cached, sorted by backbone, tap and type."""
         found = []
         for spec in sorted((self.path / "features").glob("*/spec.json")):
             identity, about = read_spec(spec)
             for commits in sorted(spec.parent.glob("*/*/commits")):
+                # A run that was killed before its first commit left a folder without features.
                 if ShardFolder(commits.parent).records():
                     found.append(feature_set_in(commits.parent, identity, about, self.samples, self.listings))
         return sorted(found, key=lambda s: (s.identity.backbone, s.fingerprint, s.tap, s.dtype))
@@ -172,6 +177,7 @@ class FeatureStore(Notes):
             raise StoreError(f"{self.path} holds no features yet; run `featurecache extract`")
         fitting = self.select_sets(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype, views=views)
         if len(fitting) > 1 and views is None:
+            # Views are meant only where they are asked for.
             fitting = [s for s in fitting if s.num_views is None] or fitting
         wider = prefer_wider([s for s in fitting if s.dtype != but_not] or fitting)
         if len(wider) > 1:
@@ -231,6 +237,7 @@ class FeatureStore(Notes):
         folder = self.path / "features" / identity.fingerprint
         make_folder(folder)
         body = {"identity": identity.to_json(), "about": msgspec.to_builtins(about)}
+        # The first record stays: the fingerprint is of the identity, and the rest is for people.
         publish_once(folder / "spec.json", encode_record("spec", body))
         return feature_set_in(folder / folder_of_tap(tap) / dtype, identity, about, self.samples, self.listings)
 
@@ -281,6 +288,7 @@ class FeatureStore(Notes):
         folder = ShardFolder(self.path / "tasks" / name, TASK)
         if random_state < 0:
             raise RequestError(f"the seed must not be negative, got {random_state}")
+        # Read even where it is replaced: its samples keep their splits.
         previous = load_task(name, folder, self.samples)
         if previous is not None and not replace:
             raise TaskError(f"task {name!r} exists already in {self.path}; choose another name or pass --replace")
@@ -300,6 +308,7 @@ class FeatureStore(Notes):
     def task(self, name: str) -> Task:
         """Return a task by name."""
         folder = ShardFolder(self.path / "tasks" / name, TASK)
+        # A name that is a path could lead out of the cache.
         task = load_task(name, folder, self.samples) if is_name(name) else None
         if task is None:
             advice = f"make it with `{command_line('task', 'add', self.path, name, '--from-folders')}`"

@@ -11,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import ReportWarning, TaskError
-from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import Target
 from featurecache.store.label_joining import MISSING, labels_of_folders, missing_error, rows_of_labels
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels, class_order
 from featurecache.store.listings import Listing
-from featurecache.store.samples import Ids, SampleTable, find_ids
+from featurecache.store.samples import SampleTable
 from featurecache.store.spellings import merged_spellings
-from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
+from featurecache.store.task_splits import check_groups, check_splits, make_splits, previous_splits
 from featurecache.store.tasks import UNKNOWN, Task, known_of
 
 
@@ -59,7 +58,7 @@ def build_task(
     """
     warnings: list[ReportWarning] = []
     if isinstance(labels, FolderLabels):
-        listed, rows = labels_of_folders(labels, listings)
+        listed, rows = labels_of_folders(listings)
     else:
         listed, rows = list(labels.labels), rows_of_labels(labels.labels, samples, listings, warnings)
         warnings += labels.warnings
@@ -67,6 +66,7 @@ def build_task(
     if missing and not allow_missing:
         paths = (path for listing in listings for path in listing.paths)
         raise missing_error(missing, len(listed), paths)
+    # Before copies are merged: two spellings of one class are then no conflict.
     listed, spelled = check_labels(listed, labels)
     warnings += spelled
     merged = _merge_copies(rows, listed, labels.kind)
@@ -139,37 +139,34 @@ def _encode_targets(
     TaskError
         Targets from which nothing can be learned.
     """
-    if labels.kind == "classification":
-        classes = _in_order({label for label, _ in targets}, earlier)
-        is_folders = isinstance(labels, FolderLabels)
-        if len(classes) == 1:
-            raise TaskError(
-                f"all {len(targets)} labelled files are of one class ({classes[0]!r}); a task needs at least two: "
-                + (
-                    "put the files in one folder per class, or give a CSV"
-                    if is_folders
-                    else "name another label column"
-                )
-            )
-        index = {label: k for k, label in enumerate(classes)}
-        return classes, np.array([index[label] for label, _ in targets], np.int32)
-    assert isinstance(labels, TableLabels)
     if labels.kind == "regression":
-        names = list(labels.names)
-        encoded = np.array([[float(number) for number in entry.split("\n")] for entry, _ in targets])
-    else:
-        sets = [set(entry.split("\n")) - {""} for entry, _ in targets]
-        names = list(labels.names) or _in_order(set().union(*sets), earlier)
-        encoded = np.array([[name in held for name in names] for held in sets], np.uint8).reshape(len(sets), -1)
-        index = {name: k for k, name in enumerate(names)}
-        for row, (_, unknown) in enumerate(targets):
-            encoded[row, [index[name] for name in unknown]] = UNKNOWN
+        assert isinstance(labels, TableLabels)
+        numbers = np.array([[float(number) for number in entry.split("\n")] for entry, _ in targets])
+        _check_outputs(list(labels.names), numbers, labels)
+        return list(labels.names), numbers
+    # A name of a class may hold a line break, as that of a folder; labels are listed one on each line.
+    held = [set(entry.split("\n")) - {""} for entry, _ in targets] if labels.kind == "multilabel" else []
+    found = set().union(*held) if labels.kind == "multilabel" else {entry for entry, _ in targets}
+    names = list(earlier) if found == set(earlier) else sorted(found, key=class_order)
+    if labels.kind == "classification":
+        if len(names) == 1:
+            advice = "name another label column"
+            if isinstance(labels, FolderLabels):
+                advice = "put the files in one folder per class, or give a CSV"
+            raise TaskError(
+                f"all {len(targets)} labelled files are of one class ({names[0]!r}); a task needs at least two: "
+                f"{advice}"
+            )
+        index = {label: k for k, label in enumerate(names)}
+        return names, np.array([index[label] for label, _ in targets], np.int32)
+    assert isinstance(labels, TableLabels)
+    names = list(labels.names) or names
+    encoded = np.array([[name in labels_of for name in names] for labels_of in held], np.uint8).reshape(len(held), -1)
+    index = {name: k for k, name in enumerate(names)}
+    for row, (_, unknown) in enumerate(targets):
+        encoded[row, [index[name] for name in unknown]] = UNKNOWN
     _check_outputs(names, encoded, labels)
     return names, encoded
-
-
-def _in_order(names: set[str], earlier: Sequence[str]) -> list[str]:
-    return list(earlier) if names == set(earlier) else sorted(names, key=class_order)
 
 
 def _check_outputs(names: list[str], encoded: NDArray[Any], labels: TableLabels) -> None:
@@ -214,6 +211,7 @@ def _merge_targets(copies: Sequence[Label], kind: TaskKind) -> Target | None:
     held = [set(copy.label.split("\n")) - {""} for copy in copies]
     unknown = [set(copy.unknown) for copy in copies]
     holds = set().union(*held)
+    # What holds by one copy must hold by each other one, or be unknown there.
     if kind == "classification" or any(holds - mine - none for mine, none in zip(held, unknown, strict=True)):
         return None
     return "\n".join(sorted(holds)), tuple(sorted(set.intersection(*unknown)))
@@ -222,23 +220,27 @@ def _merge_targets(copies: Sequence[Label], kind: TaskKind) -> Target | None:
 def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) -> _Merged:
     by_row: dict[int, list[Label]] = defaultdict(list)
     for row, label in zip(rows, listed, strict=True):
+        # The others are missing or cannot be read, and are counted where they are joined.
         if row >= 0:
             by_row[row].append(label)
     merged = _Merged()
     for row, copies in sorted(by_row.items()):
         if (target := _merge_targets(copies, kind)) is None:
-            said: dict[str, dict[str, None]] = defaultdict(dict)
+            # Dicts instead of sets: the labels of each name once, in the order in which they came.
+            by_name: dict[str, dict[str, None]] = defaultdict(dict)
             for copy in copies:
-                said[copy.name][copy.label] = None
-            merged.conflicts.append({name: " and ".join(labels) for name, labels in said.items()})
+                by_name[copy.name][copy.label] = None
+            merged.conflicts.append({name: " and ".join(labels) for name, labels in by_name.items()})
             continue
         splits = {copy.split for copy in copies}
         merged.moved += len(splits) > 1
         merged.targets[row] = target
         merged.groups[row] = {copy.group for copy in copies if copy.group is not None}
         if weights := [copy.weight for copy in copies if copy.weight is not None]:
+            # The mean, as copies are one sample.
             merged.weights[row] = sum(weights) / len(weights)
         if domains := [copy.domain for copy in copies if copy.domain is not None]:
+            # Any would do; the first by name is the same in every order of the table.
             merged.domains[row] = min(domains)
         # A copy in the test split leaves training: test scores are of samples that no head was fitted on.
         merged.splits[row] = max(splits, key=lambda split: SPLITS.index(split) if split else -1)
@@ -260,14 +262,15 @@ def _assemble(
     classes, targets = _encode_targets([merged.targets[row] for row in rows], source, earlier)
     ids = np.ascontiguousarray(samples.ids[np.array(rows, np.int64)])
     names, groups = _groups(merged, rows)
+    # Of all or of none: `check_labels` refuses a mixture.
     given = merged.splits[rows[0]] is not None
     if given:
         splits = np.array([SPLITS.index(merged.splits[row] or "train") for row in rows], np.uint8)
         if groups is not None:
-            _check_groups(groups, names, splits)
+            check_groups(groups, names, splits)
     else:
-        kept = _previous_splits(ids, previous, random_state, classes, groups)
-        splits = _make_splits(ids, targets, source.kind, names, groups, kept, random_state)
+        kept = previous_splits(ids, previous, random_state, classes, groups)
+        splits = make_splits(ids, targets, source.kind, names, groups, kept, random_state)
         if groups is not None and (len(used := np.unique(splits)) < 2 or 0 not in used):
             raise TaskError(
                 f"task {name!r} has {groups.max() + 1} groups, too few to be divided into train and test; "
@@ -277,6 +280,7 @@ def _assemble(
         "origin": source.origin,
         "splits": "given" if given else "made",
         "random_state": None if given else random_state,
+        # The record is read whole, so it names only so many.
         "conflicts": merged.conflicts[:1000],
         "num_conflicts": len(merged.conflicts),
         "num_moved": merged.moved,
@@ -288,27 +292,8 @@ def _assemble(
     task = Task(
         name, classes, ids, targets, splits, about, groups, samples, source.kind, weights, domains, domain_names
     )
-    _check_splits(task)
+    check_splits(task)
     return task
-
-
-def _make_splits(
-    ids: Ids,
-    targets: NDArray[Any],
-    kind: TaskKind,
-    names: list[str],
-    groups: NDArray[np.int32] | None,
-    kept: NDArray[np.int64],
-    random_state: int,
-) -> NDArray[np.uint8]:
-    strata = strata_of_numbers(targets) if kind == "regression" else targets
-    if groups is not None:
-        lots = [digest_bytes(f"{random_state} {name}".encode()) for name in names]
-        return grouped_splits(groups, strata == 1 if kind == "multilabel" else strata, lots, kept=kept)
-    if kind == "multilabel":  # each sample is a group: of each label as near to its share as can be
-        lots = [digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids]
-        return grouped_splits(np.arange(len(ids), dtype=np.int32), targets == 1, lots, kept=kept)
-    return stratified_splits(ids, strata, random_state=random_state, kept=kept)
 
 
 def _add_groups(merged: _Merged, alike: Mapping[int, str], samples: SampleTable) -> None:
@@ -332,79 +317,10 @@ def _groups(merged: _Merged, rows: Sequence[int]) -> tuple[list[str], NDArray[np
 
     for row in rows:
         firsts = {first(name) for name in merged.groups[row]}
+        # The first by name, whatever the order of the rows.
         leader |= dict.fromkeys(firsts, min(firsts, default=""))
     if not leader:
         return [], None
     of_rows = [first(min(merged.groups[row])) for row in rows]
     names, numbers = np.unique(of_rows, return_inverse=True)
     return names.tolist(), numbers.astype(np.int32)
-
-
-def _check_groups(groups: NDArray[np.int32], names: list[str], splits: NDArray[np.uint8]) -> None:
-    lowest, highest = np.full(len(names), 255), np.zeros(len(names), np.int64)
-    np.minimum.at(lowest, groups, splits)
-    np.maximum.at(highest, groups, splits)
-    if (torn := np.flatnonzero(lowest < highest)).size:
-        k = int(torn[0])
-        raise TaskError(
-            f"{torn.size} groups are in several parts, first {names[k]!r} in {SPLITS[lowest[k]]} and "
-            f"{SPLITS[highest[k]]}; give all of a group one split, or leave the splits out to have them made"
-        )
-
-
-def _previous_splits(
-    ids: Ids,
-    previous: Task | None,
-    random_state: int,
-    classes: Sequence[str],
-    groups: NDArray[np.int32] | None,
-) -> NDArray[np.int64]:
-    """Return the earlier split of each sample, -1 where it is new or the earlier splits were made otherwise.
-
-    Of other classes, or of samples that were grouped otherwise, splits say nothing.
-    """
-    kept = np.full(len(ids), -1, np.int64)
-    if previous is None or (previous.about["splits"], previous.about["random_state"]) != ("made", random_state):
-        return kept
-    if not set(previous.classes) <= set(classes) or (previous.groups is None) != (groups is None):
-        return kept
-    index = find_ids(ids, previous.ids)
-    kept[index >= 0] = previous.splits[index[index >= 0]]
-    return kept
-
-
-def _check_splits(task: Task) -> None:
-    """Raise `TaskError` where train lacks a class, or no split is left to test on."""
-    if not task.has("train"):
-        raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
-    if task.kind == "classification" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
-        raise TaskError(
-            f"task {task.name!r} has one sample of each of its {len(task.classes)} classes: a head that learns from it "
-            "has none left to be tested on; add a second sample of each class, choose other folders or another label "
-            "column, or say --kind regression of numbers"
-        )
-    if not (task.has("validation") or task.has("test")):
-        raise TaskError(
-            f"task {task.name!r} has only a train part; add a test part, or leave the splits out to have them made"
-        )
-    targets = {split: task.labels[task.splits == number] for number, split in enumerate(SPLITS)}
-    if task.kind != "classification":
-        known = known_of(targets["train"], task.kind).any(axis=0)
-        if not known.all():
-            names = ", ".join(repr(task.classes[k]) for k in np.flatnonzero(~known))
-            raise TaskError(
-                f"task {task.name!r}: {names} is not known for any sample of the train part; leave it out, or "
-                "correct the splits"
-            )
-    if task.kind == "regression":
-        return
-    present = {
-        split: set((np.unique(y) if y.ndim == 1 else np.flatnonzero((y == 1).any(axis=0))).tolist())
-        for split, y in targets.items()
-    }
-    for split in ("validation", "test"):
-        if unseen := present[split] - present["train"]:
-            names = ", ".join(repr(task.classes[k]) for k in sorted(unseen))
-            raise TaskError(
-                f"task {task.name!r}: {names} occurs in the {split} part but never in train; correct the splits"
-            )

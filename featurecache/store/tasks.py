@@ -17,7 +17,7 @@ from featurecache.store.commits import Commit
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.labels import SPLITS
-from featurecache.store.samples import Ids, Rows, SampleTable, count_different, find_ids
+from featurecache.store.samples import Ids, Rows, SampleTable, find_ids, first_indices
 from featurecache.store.shards import MappedShard
 
 # Of features that are read into a given array at a time: the copy in the stored type comes on top.
@@ -129,6 +129,7 @@ class Task:
             )
         good = features.usable(rows)
         y = self.labels[in_split][good].astype(np.float64 if self.kind == "regression" else np.int64)
+        # In memory -1, which no test for a positive number takes for a label that holds.
         return rows[good], np.where(y == UNKNOWN, -1, y) if self.kind == "multilabel" else y
 
     def decode(self, y: ArrayLike) -> NDArray[Any]:
@@ -151,12 +152,14 @@ class Task:
             Names, probabilities, or codes and columns that the task does not have.
         """
         values, names = np.asarray(y), self.classes
+        # `flat`, because `ravel` copies an array whose rows do not follow each other.
+        shown = f"{values.dtype} of shape {values.shape}: {' '.join(str(values.flat[:3].tolist()).split())[:80]}"
         if self.kind == "classification":
             # Not even whole numbers as floats: 1.0 is how data frames write a class that is called 1.
             if values.ndim != 1 or values.dtype.kind not in "iu" or not ((values >= 0) & (values < len(names))).all():
                 raise TaskError(
                     f"decode takes codes of the classes of task {self.name!r}, whole numbers from 0 to "
-                    f"{len(names) - 1} as `select` returns them, not {_in_short(values)}"
+                    f"{len(names) - 1} as `select` returns them, not {shown}"
                 )
             return np.array(names)[values]
         if values.ndim == 1 and len(names) == 1:
@@ -164,11 +167,11 @@ class Task:
         if values.ndim != 2 or values.shape[1] != len(names) or values.dtype.kind not in "biuf":
             raise TaskError(
                 f"decode takes the {len(names)} {TASK_NOUNS[self.kind]} of task {self.name!r} as columns, in the order "
-                f"of its classes, not {_in_short(values)}"
+                f"of its classes, not {shown}"
             )
         if self.kind == "multilabel" and not np.isin(values, (0, 1, -1)).all():
             raise TaskError(
-                f"decode takes labels that hold or not (1, 0, or -1 where not known), not {_in_short(values)}; compare "
+                f"decode takes labels that hold or not (1, 0, or -1 where not known), not {shown}; compare "
                 "probabilities with a threshold first"
             )
         number = np.float64 if self.kind == "regression" else np.int64
@@ -236,15 +239,11 @@ def read_views(features: Features, rows: Rows, out: NDArray[np.float32] | None =
     return out
 
 
-def _in_short(values: NDArray[Any]) -> str:
-    """Return an array for a message, on one line."""
-    return f"{values.dtype} of shape {values.shape}: {' '.join(str(values.ravel()[:3].tolist()).split())[:80]}"
-
-
 def save_task(folder: ShardFolder, task: Task) -> None:
     """Publish a task; a task of the same name is replaced by the next generation."""
     arrays = {
         "id": ("uint8", task.ids),
+        # Little-endian on every machine.
         _ARRAY_OF[task.kind]: (str(task.labels.dtype), task.labels.astype(task.labels.dtype.newbyteorder("<"))),
         "split": ("uint8", task.splits),
     }
@@ -282,6 +281,7 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
         arrays = commit.shard.arrays
         if arrays.keys() & _ARRAY_OF.values() != {_ARRAY_OF[kind]}:
             raise CorruptError(f"{folder.path}: task {name!r} has no {_ARRAY_OF[kind]} of its samples; make it again")
+        # Of a stranger, perhaps: what is used as an index below is compared with its bounds first.
         ids, labels, splits = (shard.read(column) for column in ("id", _ARRAY_OF[kind], "split"))
         optional = ("group", "weight", "domain")
         groups, weights, domains = (shard.read(column) if column in arrays else None for column in optional)
@@ -289,7 +289,7 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
         wrong = ""
         if not _are_possible(labels, kind, len(classes)) or splits.max() >= len(SPLITS):
             wrong = "labels or splits that do not exist"
-        elif len(set(classes)) < len(classes) or count_different(ids) < len(ids):
+        elif len(set(classes)) < len(classes) or len(first_indices(ids)) < len(ids):
             wrong = "a class or a sample twice"
         elif groups is not None and (groups.min() < 0 or groups.max() >= len(ids)):
             wrong = "groups that do not exist"

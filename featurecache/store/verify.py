@@ -14,14 +14,14 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 import numpy as np
 
-from featurecache.errors import FeatureCacheError, RequestError, command_line, shortened
+from featurecache.errors import CorruptError, FeatureCacheError, RequestError, command_line, shortened
 from featurecache.hashing import digest_file
 from featurecache.records import read_record
 from featurecache.store.commits import Commit
@@ -30,8 +30,8 @@ from featurecache.store.feature_sets import read_spec
 from featurecache.store.features import rows_of_commit
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.listings import listing_of
-from featurecache.store.samples import SampleTable
-from featurecache.store.shards import MappedShard
+from featurecache.store.notes import KINDS
+from featurecache.store.samples import SampleTable, first_indices
 from featurecache.store.store import FeatureStore
 from featurecache.text import TextColumn
 
@@ -42,7 +42,7 @@ _ROWS_AT_ONCE = 1024
 # Folder of what `repair` set aside.
 QUARANTINE = "quarantine"
 # Folders of records that only save time, and their kinds.
-NOTES = {"probes": "probe", "requests": "request", "results": "result", "searches": "search", "types": "type"}
+NOTES = dict(KINDS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,6 @@ class Problem:
     where: str
     what: str
     advice: str
-
-    def to_json(self) -> dict[str, str]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ class Verification:
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
-        return {**asdict(self), "problems": [problem.to_json() for problem in self.problems]}
+        return {**asdict(self), "problems": list(map(asdict, self.problems))}
 
 
 def verify(
@@ -101,13 +97,15 @@ def verify(
         raise RequestError(f"sample must be a share above 0 and at most 1, got {sample}")
     if problems := [Problem(_inside(store.path, path), what, "remove it") for path, what in find_strange(store.path)]:
         return Verification(level, 0, 0, tuple(problems))  # what leads elsewhere is not followed, so this is all
-    problems = list(_check_records(store))
+    problems = _check_records(store)
     samples = None if any(problem.where == "samples" for problem in problems) else store.samples
     found = list(_find_shards(store))
     chosen = random.Random(random_state).sample(found, max(round(sample * len(found)), min(len(found), 1)))
     num_bytes = 0
+    # In the order of the cache, whatever was drawn.
     for done, (folder, commit) in enumerate(sorted(chosen, key=lambda item: (str(item[0].path), item[1].key)), 1):
-        problems += _check_shard(store.path, folder, commit, level, samples)
+        with _noted(problems, store.path, folder.path / "shards" / commit.file_name):
+            _check_shard(folder, commit, level, samples)
         num_bytes += commit.shard.size
         if on_shard:
             on_shard(done, len(chosen))
@@ -138,40 +136,58 @@ def _folders(store: FeatureStore) -> Iterator[ShardFolder]:
             yield folder
 
 
-def _check_records(store: FeatureStore) -> Iterator[Problem]:
+def _check_records(store: FeatureStore) -> list[Problem]:
+    problems: list[Problem] = []
     for folder, names, files in os.walk(store.path):
         names[:] = sorted(name for name in names if name != QUARANTINE)
         # Files where folders of shards and records belong: nothing below them would be found.
         for name in sorted({"commits", "shards"} & set(files)):
-            yield Problem(_inside(store.path, Path(folder) / name), "is a file where a folder belongs", "remove it")
+            where = _inside(store.path, Path(folder) / name)
+            problems.append(Problem(where, "is a file where a folder belongs", "remove it"))
     known = {folder.path: folder for folder in _folders(store)}
     for path in shard_folders(store.path):
         if path not in known:
-            yield Problem(_inside(store.path, path), "holds commits where a cache has none", "remove it")
+            problems.append(Problem(_inside(store.path, path), "holds commits where a cache has none", "remove it"))
             continue
         for record in known[path].records():
-            yield from _attempt(store.path, record, partial(known[path].read, record))
+            with _noted(problems, store.path, record):
+                known[path].read(record)
     for notes, kind in NOTES.items():
         for record in sorted((store.path / notes).glob("*.json")):
-            yield from _attempt(store.path, record, partial(read_record, record, kind))
-    yield from _attempt(store.path, store.path / "samples", lambda: store.samples.check())
+            with _noted(problems, store.path, record):
+                read_record(record, kind)
+    with _noted(problems, store.path, store.path / "samples"):
+        if len(first_indices(np.asarray(store.samples.ids))) != len(store.samples):
+            raise CorruptError("sample table: a sample occurs twice")
     for spec in sorted((store.path / "features").glob("*/spec.json")):
-        yield from _attempt(store.path, spec, partial(read_spec, spec))
+        with _noted(problems, store.path, spec):
+            read_spec(spec)
         for commits in sorted(spec.parent.glob("*/*/commits")):
-            yield from _attempt(store.path, commits.parent, partial(_check_features, store, commits.parent))
+            with _noted(problems, store.path, commits.parent):
+                _check_features(store, commits.parent)
     for path, listings in known.items():
-        if path.parent.name == "sources":
-            yield from _attempt(store.path, path, partial(_check_listings, store, listings))
+        if path.parent.name != "sources":
+            continue
+        with _noted(problems, store.path, path):
+            for commit in listings.commits():
+                if listing_of(commit, listings.open(commit)).rows.max(initial=-1) >= len(store.samples):
+                    raise ValueError("it names rows that the sample table does not have")
     for name in store.task_names():
-        yield from _attempt(store.path, store.path / "tasks" / name, partial(_check_task, store, name))
+        with _noted(problems, store.path, store.path / "tasks" / name):
+            if (store.samples.rows_of(store.task(name).ids) < 0).any():
+                raise ValueError("it labels samples that the cache does not have")
+    return problems
 
 
-def _attempt(root: Path, path: Path, check: Callable[[], object]) -> Iterator[Problem]:
+@contextmanager
+def _noted(problems: list[Problem], root: Path, path: Path) -> Iterator[None]:
+    """Note what is raised in the block as a problem of a path."""
     try:
-        check()
+        yield
+    # All that bytes of a stranger may raise in numpy and msgspec; what else is raised is our own mistake.
     except (FeatureCacheError, OSError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         what = str(error) if isinstance(error, FeatureCacheError | OSError) else repr(error)
-        yield Problem(_inside(root, path), shortened(what, 500), f"run `{command_line('repair', root)}`")
+        problems.append(Problem(_inside(root, path), shortened(what, 500), f"run `{command_line('repair', root)}`"))
 
 
 def _check_features(store: FeatureStore, folder: Path) -> None:
@@ -188,43 +204,21 @@ def _check_features(store: FeatureStore, folder: Path) -> None:
         _ = features.sample_shape, features.rows, features.bad
 
 
-def _check_listings(store: FeatureStore, folder: ShardFolder) -> None:
-    for commit in folder.commits():
-        if listing_of(commit, folder.open(commit)).rows.max(initial=-1) >= len(store.samples):
-            raise ValueError("it names rows that the sample table does not have")
-
-
-def _check_ids(commit: Commit, shard: MappedShard, samples: SampleTable) -> None:
-    rows = rows_of_commit(commit)
-    if rows[-1] >= len(samples) or not np.array_equal(shard.read("id"), samples.ids[rows]):
-        raise ValueError("the ids in this shard are not those of its rows in the sample table")
-
-
-def _check_task(store: FeatureStore, name: str) -> None:
-    if (store.samples.rows_of(store.task(name).ids) < 0).any():
-        raise ValueError("it labels samples that the cache does not have")
-
-
-def _check_shard(
-    root: Path, folder: ShardFolder, commit: Commit, level: str, samples: SampleTable | None
-) -> Iterator[Problem]:
-    path = folder.path / "shards" / commit.file_name
-
-    def check() -> None:
-        shard = folder.open(commit)
-        shard.check_size()
-        if "features" in commit.shard.arrays and samples is not None:
-            _check_ids(commit, shard, samples)
-        if level == "structure":
-            return
-        arrays = {name: shard.read(name) for name in commit.shard.arrays}
-        _check_contents(commit, arrays)
-        if level != "blocks" and digest_file(path) != commit.shard.sha256:
-            raise ValueError("the file's SHA-256 is not that of its commit record (in bytes that no array uses)")
-        if level == "hdf5" and (difference := ask_libhdf5(path, commit)):
-            raise ValueError(difference)
-
-    yield from _attempt(root, path, check)
+def _check_shard(folder: ShardFolder, commit: Commit, level: str, samples: SampleTable | None) -> None:
+    shard = folder.open(commit)
+    shard.mapped()
+    if "features" in commit.shard.arrays and samples is not None:
+        rows = rows_of_commit(commit)
+        if rows[-1] >= len(samples) or not np.array_equal(shard.read("id"), samples.ids[rows]):
+            raise ValueError("the ids in this shard are not those of its rows in the sample table")
+    if level == "structure":
+        return
+    arrays = {name: shard.read(name) for name in commit.shard.arrays}
+    _check_contents(commit, arrays)
+    if level != "blocks" and digest_file(shard.path) != commit.shard.sha256:
+        raise ValueError("the file's SHA-256 is not that of its commit record (in bytes that no array uses)")
+    if level == "hdf5" and (difference := ask_libhdf5(shard.path, commit)):
+        raise ValueError(difference)
 
 
 def _check_contents(commit: Commit, arrays: Mapping[str, Array]) -> None:

@@ -45,37 +45,42 @@ class EngineContract(ABC):
     def test_every_shard_is_computed_once_and_a_second_run_does_nothing(self, images: Path, tmp_path: Path) -> None:
         job = _job(images, tmp_path / "cache")
         scan(job)
-        first = _run(self.make_engine(Silent()), job)
+        first = sum(self.make_engine(Silent()).run(job), WorkerReport())
         assert first.num_rows == 2 * NUM_IMAGES  # plain, and with views
         assert not first.postponed
         assert first.runtime == "torch"
-        second = _run(self.make_engine(Silent()), _job(images, tmp_path / "cache"))
+        again = _job(images, tmp_path / "cache")
+        second = sum(self.make_engine(Silent()).run(again), WorkerReport())
         assert second.num_rows == 0
         assert set(second.sets) == set(first.sets)
         assert len(first.sets) == 2 * len(TAPS)
 
     def test_its_cache_is_byte_for_byte_that_of_the_local_engine(self, images: Path, tmp_path: Path) -> None:
         # The reference is what a laptop does.
+        found = []
         for name, engine in (("local", LocalEngine(Silent())), ("other", self.make_engine(Silent()))):
             job = _job(images, tmp_path / name)
             scan(job)
-            _run(engine, job)
-        assert _files(tmp_path / "other") == _files(tmp_path / "local")
+            list(engine.run(job))
+            files = {path.relative_to(job.cache).as_posix(): path for path in job.cache.rglob("*") if path.is_file()}
+            # All but the listings, whose stamps tell when the source was scanned.
+            found.append({file: path.read_bytes() for file, path in files.items() if not file.startswith("sources/")})
+        assert found[0] == found[1]
 
     def test_it_continues_where_another_run_ended(self, images: Path, tmp_path: Path) -> None:
         whole, rest = _job(images, tmp_path / "whole"), _job(images, tmp_path / "rest")
         for job in (whole, rest):
             scan(job)
-        _run(LocalEngine(Silent()), whole)
-        _run(LocalEngine(Silent()), _job(images, tmp_path / "rest", taps=("stem:avg",)))
-        _run(self.make_engine(Silent()), rest)
+        list(LocalEngine(Silent()).run(whole))
+        list(LocalEngine(Silent()).run(_job(images, tmp_path / "rest", taps=("stem:avg",))))
+        list(self.make_engine(Silent()).run(rest))
         features = [FeatureStore.open(job.cache).features("stem:avg")[:] for job in (whole, rest)]
         np.testing.assert_array_equal(features[0], features[1])
 
     def test_an_error_in_a_worker_reaches_the_caller(self, images: Path, tmp_path: Path) -> None:
         FeatureStore.create(tmp_path / "cache")
         with pytest.raises(RequestError, match=r"holds no listing of .*; scan the source before work begins"):
-            _run(self.make_engine(Silent()), _job(images, tmp_path / "cache"))
+            list(self.make_engine(Silent()).run(_job(images, tmp_path / "cache")))
 
 
 def _job(images: Path, cache: Path, taps: tuple[str, ...] = TAPS) -> ExtractionJob:
@@ -83,13 +88,3 @@ def _job(images: Path, cache: Path, taps: tuple[str, ...] = TAPS) -> ExtractionJ
     return ExtractionJob(
         source=source_spec(images), cache=cache, backbone=request, taps=taps, views=VIEWS, settings=SETTINGS
     )
-
-
-def _run(engine: Engine, job: ExtractionJob) -> WorkerReport:
-    return sum(engine.run(job), WorkerReport())
-
-
-def _files(cache: Path) -> dict[str, bytes]:
-    """Return everything in a cache but its listings, whose stamps tell when the source was scanned."""
-    paths = {path.relative_to(cache).as_posix(): path for path in cache.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith("sources/")}

@@ -43,7 +43,7 @@ def bench_labelling(args: argparse.Namespace) -> dict[str, Any]:
 
 def _curves(X: np.ndarray, y: np.ndarray, n_classes: int, sizes: list[int], seed: int) -> list[list[float]]:
     """Return the accuracies on held-out samples with labels that are chosen, and with random ones."""
-    from featurecache.advice.labelling import choose_samples
+    from featurecache.advice.active_learning import choose_samples
     from featurecache.advice.probe import linear_probe, one_hot, predict_new
 
     rng = np.random.default_rng(seed)

@@ -47,7 +47,7 @@ def bench_small(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             kept = np.isin(y, enough)
             draws = [(X[kept], np.searchsorted(enough, y[kept]), num_labels, heads, seed) for seed in range(args.draws)]
-            rows = np.array(list(in_processes(draw, draws, workers=effective_n_jobs(args.jobs))))
+            rows = np.array([row for _, row in in_processes(draw, draws, workers=effective_n_jobs(args.jobs))])
             found[f"{label}, {num_labels} labels"] = rows
             print(f"{label}, {num_labels} labels of each class", flush=True)
             for index, name in enumerate((", ".join(heads), *PEERS)):
@@ -87,7 +87,7 @@ def draw(X: np.ndarray, y: np.ndarray, num_labels: int, heads: list[str], seed: 
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
     from sklearn.model_selection import train_test_split
 
-    from featurecache.evaluation.parallel_search import evaluate_heads
+    from featurecache.evaluation.search import evaluate_heads
 
     n_classes = int(y.max()) + 1
     X_fit, X_test, y_fit, y_test = train_test_split(
@@ -146,7 +146,7 @@ def bench_reruns(args: argparse.Namespace) -> dict[str, Any]:
         if len(y) < sizes[-1] + 50:
             continue
         runs = [(X, y, sizes, heads, seed) for seed in range(args.draws)]
-        moves = list(in_processes(reruns, runs, workers=effective_n_jobs(args.jobs)))
+        moves = [move for _, move in in_processes(reruns, runs, workers=effective_n_jobs(args.jobs))]
         steps.append(np.mean([step for step, _, _ in moves]))
         spreads.append(np.mean([spread for _, spread, _ in moves]))
         chosen = "; ".join(" ".join(names) for _, _, names in moves)
@@ -178,7 +178,7 @@ def reruns(
     """
     from sklearn.base import clone
 
-    from featurecache.evaluation.parallel_search import evaluate_heads
+    from featurecache.evaluation.search import evaluate_heads
     from featurecache.heads.probability import predict_proba
 
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@
     python scripts/trials fsync                   power cuts on a file system that keeps only what was synced
     python scripts/trials images                  mutated image files
     python scripts/trials changes                 what must be noticed, and what must not matter
+    python scripts/trials servers                 nginx and an S3 server over a wire that fails
     python scripts/trials coverage                how often 95 % intervals hold the truth, and how wide they are
     python scripts/trials durability              what fsync, checksums and commits cost
     python scripts/trials size --scratch DIR      ten million rows; needs 12 GB below DIR
@@ -35,7 +36,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts"), str(REPOSITORY / "tests")]
 
-from trials import collection, corruption, costs, coverage, crashes, images, named, power, races  # noqa: E402 - needs the path above
+from trials import collection, corruption, costs, coverage, crashes, images, named, power, races, servers  # noqa: E402 - needs the path above
 from trials.changes.trial import try_changes  # noqa: E402
 from trials.common import Options, Tally  # noqa: E402
 from trials.hostile.trial import try_hostile  # noqa: E402
@@ -51,6 +52,7 @@ TRIALS = {
     "fsync": power.try_fsync,
     "images": images.try_images,
     "changes": try_changes,
+    "servers": servers.try_servers,
     "coverage": coverage.try_coverage,
     "durability": costs.try_durability,
     "size": costs.try_size,

@@ -190,7 +190,7 @@ def _rows(feature_set: Any) -> dict[str, str]:
     features, rows = feature_set.open(), {}
     for commit in features.commits:
         try:
-            values, ids = features.read_shard(commit), features.ids_of(commit)
+            values, ids = features.read_shard(commit), feature_set.folder.open(commit).read("id")
         except CorruptError:
             continue  # among the problems
         for identity, value in zip(ids, np.asarray(values), strict=True):

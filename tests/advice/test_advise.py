@@ -19,7 +19,7 @@ from featurecache.advice import evidence
 from featurecache.advice.commands import Commands
 from featurecache.advice.diagnosis import diagnosis_finding
 from featurecache.advice.evidence import gather
-from featurecache.advice.finding import QUESTIONS, summary
+from featurecache.advice.finding import TOPICS, summary
 from featurecache.cli import main
 from featurecache.errors import RequestError
 from featurecache.store.store import FeatureStore
@@ -84,7 +84,7 @@ def test_the_command_line_prints_answers_and_one_document(
     assert f"next: featurecache train {cache} --task colour --tap" in out
     status, out, _ = call("advise", cache, "--task", "colour", "--json", "--quiet")
     findings = json.loads(out)["findings"]
-    assert {finding["question"] for finding in findings} <= set(QUESTIONS)
+    assert {finding["question"] for finding in findings} <= set(TOPICS)
     keys = {"question", "verdict", "text", "figure", "low", "high", "n", "basis", "next_command", "details"}
     assert all(keys <= finding.keys() for finding in findings)
     status, out, _ = call("advise", cache, "--task", "colour", "--only", "diagnosis", "--target-domain", "validation")
@@ -237,11 +237,12 @@ def test_every_command_that_is_named_can_be_typed(
         for finding in fc.advise(cache, "colour", source=photos, target_domain=domain)
     }
     for found in sets:
-        named |= {commands.train(found), commands.deeper(found), commands.views(found), commands.more_layers(found)}
+        named |= {commands.train(found), commands.deeper(found), commands.extract(found, "blocks")}
+        named.add(commands.extract(found, found.tap, "--views", "8"))
         named |= set(commands.without_transfer(found).values())
     assert len(sets) == 4
     # The table of labels is the reader's own; see below.
-    for command in sorted(filter(None, named - {commands.label()})):
+    for command in sorted(filter(None, named - {commands.label})):
         status, _, err = call(*shlex.split(command)[1:], *(["--runtime", "torch"] if " extract " in command else []))
         assert status == 0, (command, err)
     for found in sets:  # and it trains on that set alone
@@ -255,9 +256,9 @@ def test_commands_say_what_has_to_be_filled_in(cache: Path, call: Callable[..., 
     store = FeatureStore.open(cache)
     found = store.find(tap="stem.0:avg")
     from_file = dataclasses.replace(found, about=msgspec.structs.replace(found.about, weights_source="file a.pth"))
-    assert "--weights FILE" in Commands(store, "colour").more_layers(from_file)
-    assert str(Commands(store, "colour").views(found)).startswith("featurecache extract SOURCE --cache")
-    status, _, err = call(*shlex.split(Commands(store, "colour").label())[1:])
+    assert "--weights FILE" in Commands(store, "colour").extract(from_file, "blocks")
+    assert Commands(store, "colour").extract(found, "blocks").startswith("featurecache extract SOURCE --cache")
+    status, _, err = call(*shlex.split(Commands(store, "colour").label)[1:])
     assert (status, "LABELS.csv" in err) == (2, True)  # the table is all that is missing
 
 

@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import featurecache as fc
 from featurecache.advice import axes
-from featurecache.advice.labelling import choose_samples
+from featurecache.advice.active_learning import choose_samples
 from featurecache.advice.probe import linear_probe, one_hot, predict_new
 from featurecache.advice.structure import stable_clusters, structure_findings
 from featurecache.errors import MissingExtraError, RequestError

@@ -130,7 +130,7 @@ def test_a_sweep_that_is_soon_done_starts_no_processes(cached: Path, monkeypatch
 
     def in_processes(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], *, workers: int) -> Iterator[Any]:
         started.append(workers)
-        return starmap(work, arguments)
+        return enumerate(starmap(work, arguments))
 
     monkeypatch.setattr(fits, "in_processes", in_processes)
     store, heads = FeatureStore.open(cached), ["nearest_mean", "majority"]
@@ -336,7 +336,8 @@ def test_each_kind_has_its_heads_and_figures(of_all_kinds: Path, sweep: Callable
     for task in (store.task(name) for name in MEASURES):
         assert [head.name for head in Plan().heads_for(task)] == list_heads(kind=task.kind)
         mine = [row for row in rows if row["task"] == task.name]
-        assert len(mine) == Plan(heads=["knn", "ridge"], shares=[0.5, 1]).num_searches([task], 1) == 4
+        plan = Plan(heads=["knn", "ridge"], shares=[0.5, 1])
+        assert len(mine) == len(plan.heads_for(task)) * len(plan.resamplings()) == 4
         for row in mine:
             assert (row["kind"], row["measure"]) == (task.kind, MEASURES[task.name])
             ends = ("", "_low", "_high")

@@ -21,7 +21,6 @@ import featurecache as fc
 from featurecache.cli import main
 from featurecache.deployment import export as export_module
 from featurecache.deployment.export import export_head
-from featurecache.deployment.exporting import format as formats
 from featurecache.deployment.exporting.format import FORMATS
 from featurecache.deployment.kept import keep_head
 from featurecache.deployment.rounding import round_as
@@ -223,7 +222,7 @@ def test_metadata_says_how_images_are_prepared(tmp_path: Path, shape: tuple[int,
     exif[0x0112] = orientation
     Image.fromarray(coarse).resize(shape).save(tmp_path / "a.jpg", exif=exif)
     for spec in (PreprocessSpec(), PreprocessSpec(resize=37, crop=32, interpolation="bicubic", jpeg_decoding="full")):
-        how = export_module._preprocess(spec, None)
+        how = export_module._preprocess(spec, None)["preprocess"]
         assert how["jpeg_draft"] == (512 if spec.resize == 256 else None)
         np.testing.assert_array_equal(
             prepared(tmp_path / "a.jpg", how), load_image((tmp_path / "a.jpg").read_bytes(), spec)
@@ -345,7 +344,7 @@ def test_places_that_cannot_be_are_refused_before_any_work(heads: dict[str, Path
 
 
 def test_missing_packages_are_named(heads: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    monkeypatch.setattr(export_module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"onnx is not installed; .*pip install 'onnx>=.*onnxruntime>="):
         export_head(heads["logistic"], tmp_path / "a.onnx", backbone=TINY)
     with pytest.raises(MissingExtraError, match=r"openvino is not installed; .*pip install 'openvino>="):
@@ -527,8 +526,8 @@ def test_the_script_that_is_published_prepares_images_as_the_product_does(kind: 
     spec = PreprocessSpec(**{"resize": 73, "crop": 64, **HOW[how]})
     published = json.loads(json.dumps(export_module._preprocess(spec, None)))
     namespace: dict[str, Any] = {}
-    exec(compile(export_module._script(spec)["prepare_images"], "prepare_images.py", "exec"), namespace)
-    found = namespace["prepare"](tmp_path / f"any.{suffix}", published)
+    exec(compile(published["prepare_images"], "prepare_images.py", "exec"), namespace)
+    found = namespace["prepare"](tmp_path / f"any.{suffix}", published["preprocess"])
     expected = load_image((tmp_path / f"any.{suffix}").read_bytes(), spec)
     assert np.array_equal(found, expected)
 

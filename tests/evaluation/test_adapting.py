@@ -80,7 +80,7 @@ def test_labels_of_the_target_change_nothing_but_what_is_shown(cache: Path) -> N
         for head, other in zip(report.heads, reports["both"].heads, strict=True):
             assert head.agreement == other.agreement
             np.testing.assert_array_equal(head.head.result.estimator.coef_, other.head.result.estimator.coef_)
-    assert reports["sun_only"].num_labelled == 0
+    assert reports["sun_only"].num_labeled == 0
     assert reports["sun_only"].chosen.accuracy is None
     right, wrong = (reports[task].chosen.accuracy for task in ("both", "wrong"))
     assert right is not None

@@ -47,7 +47,7 @@ def test_the_head_whose_answers_neighbours_share_is_taken_and_no_other() -> None
     worse, better = with_errors(y, 0.4), with_errors(y, 0.05, seed=2)
     assert choose_by_agreement(X, [worse, with_errors(y, 0.4, seed=3), better])[0] == 2
     assert choose_by_agreement(X, [better, worse])[0] == 0
-    chosen, (first, same) = choose_by_agreement(X, [worse, worse.copy()])
+    chosen, (first, same), _ = choose_by_agreement(X, [worse, worse.copy()])
     assert (chosen, first.difference, same.num_changed) == (0, 0.0, 0)
     assert same.difference_text == "the same answers"
 
@@ -58,14 +58,14 @@ def test_a_target_of_one_class_tells_nothing() -> None:
     split = (X[:, 0] > np.quantile(X[:, 0], 0.5)).astype(np.int64)
     right = y.copy()
     right[:10] = 1
-    chosen, found = choose_by_agreement(X, [right, split])
+    chosen, found, _ = choose_by_agreement(X, [right, split])
     assert found[1].low > 0
     assert chosen == 0
 
 
 def test_too_few_samples_give_no_interval_and_no_choice() -> None:
     X, y = blobs((2, 2))
-    chosen, found = choose_by_agreement(X, [1 - y, with_errors(1 - y, 1.0, seed=4)])
+    chosen, found, _ = choose_by_agreement(X, [1 - y, with_errors(1 - y, 1.0, seed=4)])
     assert chosen == 0
     assert found[1].num_changed
     assert "(no interval)" in found[1].difference_text

@@ -16,7 +16,7 @@ from featurecache.cli import main
 from featurecache.evaluation.changes import Changes
 from featurecache.evaluation.history import remember_training
 from featurecache.evaluation.training import TrainingReport, reported_rows
-from featurecache.store.history import MAX_TRAININGS
+from featurecache.store.history import MAX_HISTORY
 from featurecache.store.repair import repair
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import verify
@@ -173,9 +173,9 @@ def test_old_trainings_are_forgotten(cache: Path) -> None:
     history = store.history("colour")
     first = history.last()
     assert first is not None
-    for _ in range(MAX_TRAININGS + 2):
+    for _ in range(MAX_HISTORY + 2):
         history.add(first.about, first.ids, first.targets, first.predictions, first.is_reported)
-    assert len(history.abouts()) == MAX_TRAININGS
+    assert len(history.abouts()) == MAX_HISTORY
     last = remember_training(store, report)
     assert last is not None
-    assert last.number == MAX_TRAININGS + 4
+    assert last.number == MAX_HISTORY + 4

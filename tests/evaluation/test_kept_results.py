@@ -14,9 +14,9 @@ import featurecache as fc
 from featurecache.cli import main
 from featurecache.deployment.kept import keep_head
 from featurecache.deployment.saved import open_head
-from featurecache.evaluation import parallel_search
+from featurecache.evaluation import search as searching
+from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.refit import is_fitted
-from featurecache.evaluation.search import HeadResult
 from featurecache.evaluation.training import TrainingReport, reported_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import verify
@@ -34,13 +34,13 @@ def cache(tmp_path: Path) -> Path:
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the heads that are searched, as they are."""
     names: list[str] = []
-    search = parallel_search.search
+    search = searching.search
 
     def noted(head: object, *arguments: object) -> HeadResult:
         names.append(head.name)  # type: ignore[attr-defined]
         return search(head, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parallel_search, "search", noted)
+    monkeypatch.setattr(searching, "search", noted)
     return names
 
 

@@ -15,8 +15,7 @@ from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import num_units, weights_of_resamples
 from featurecache.evaluation.measures import OfLabels, measure_of
 from featurecache.evaluation.number_measure import OfNumbers
-from featurecache.evaluation.parallel_search import evaluate_heads
-from featurecache.evaluation.search import evaluate_head
+from featurecache.evaluation.search import evaluate_head, evaluate_heads
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.registry import list_heads
 from featurecache.specs import TASK_NOUN

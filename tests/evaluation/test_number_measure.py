@@ -9,10 +9,10 @@ import pytest
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from featurecache.evaluation.chosen_score import chosen_score
+from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.number_measure import OfNumbers
-from featurecache.evaluation.parallel_search import evaluate_heads
-from featurecache.evaluation.search import HeadResult
+from featurecache.evaluation.search import evaluate_heads
 from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
 from featurecache.evaluation.table_verdicts import compare_heads
 from featurecache.heads.head import NamedHead

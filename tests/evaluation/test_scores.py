@@ -8,9 +8,10 @@ from scipy.stats import binom, binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from featurecache.errors import TaskError
+from featurecache.evaluation.class_measure import OfClasses
 from featurecache.evaluation.intervals import Cells, effective_sizes, intervals, summaries
 from featurecache.evaluation.proportions import clopper_pearson, mid_p, wilson
-from featurecache.evaluation.scores import confusion, per_class, score
+from featurecache.evaluation.scores import confusion, score
 
 pytestmark = pytest.mark.quick
 
@@ -163,7 +164,7 @@ def test_few_rows_of_a_class_have_no_interval():
 
 
 def test_per_class_is_a_row_for_each_class():
-    rows = per_class(np.array([0, 0, 1]), np.array([0, 1, 1]), ["a", "b", "never"])
+    rows = OfClasses(3).per_output(np.array([0, 0, 1]), np.array([0, 1, 1]), ["a", "b", "never"])
     assert rows[0] == {"class": "a", "n": 2, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
     assert rows[2] == {"class": "never", "n": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
 

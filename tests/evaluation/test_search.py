@@ -15,17 +15,16 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 
 from featurecache.errors import HeadError, TaskError, UnknownNameError
-from featurecache.evaluation import fit_progress, parallel_search, selection
-from featurecache.evaluation.parallel_search import evaluate_heads
+from featurecache.evaluation import fit_progress, search, selection
 from featurecache.evaluation.scores import evaluate
-from featurecache.evaluation.search import evaluate_head
-from featurecache.evaluation.selection import fold_numbers, num_known
+from featurecache.evaluation.search import evaluate_head, evaluate_heads
+from featurecache.evaluation.selection import fold_numbers, known_classes
 from featurecache.heads import fitting, registry
 from featurecache.heads.fitting import fit_head
 from featurecache.heads.gradient import stacked_training
 from featurecache.heads.head import NamedHead
 from featurecache.heads.probability import predict_proba
-from featurecache.heads.registry import HEADS, find_head, head_grid
+from featurecache.heads.registry import HEADS, find_head
 from featurecache.machine import num_cores
 from featurecache.progress import Silent
 
@@ -184,7 +183,7 @@ class Listening:
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_long_search_says_head_setting_and_time(n_jobs, monkeypatch):
-    monkeypatch.setattr(parallel_search, "WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(search, "WORTH_A_PROCESS", 0)
     monkeypatch.setattr(fit_progress, "SECONDS_BETWEEN_READS", 0.05)
     heads = [NamedHead(name, Slow(), lambda n_samples: [{"seconds": 0.2}, {"seconds": 0.4}]) for name in ("slow", "sl")]
     listening = Listening()
@@ -196,7 +195,7 @@ def test_a_long_search_says_head_setting_and_time(n_jobs, monkeypatch):
 @pytest.mark.usefixtures("few")
 def test_results_do_not_depend_on_processes(monkeypatch, capfd):
     monkeypatch.setattr(stacked_training, "_MIN_STEPS", 300)  # as in the other processes
-    monkeypatch.setattr(parallel_search, "WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(search, "WORTH_A_PROCESS", 0)
     parts, seen = _parts(*ALL, d=100), Counting()
     alone = evaluate_heads(HEADS, parts, 3, n_jobs=1)
     together = evaluate_heads(HEADS, parts, 3, n_jobs=2, progress=seen)
@@ -218,7 +217,7 @@ def test_classes_of_a_single_sample_are_fitted_together_to_the_same_end(name, co
     parts = {"train": (X, y), "test": _part(36, 2, d=12, n_classes=len(counts))}
     # A few settings of the grid, on folds that are not repeated: one by one, each takes as long as all together.
     monkeypatch.setattr(selection, "_MAX_REPEATS", 1)
-    head = NamedHead(name, find_head(name).estimator, lambda n_samples: head_grid(name, n_samples)[::5])
+    head = NamedHead(name, find_head(name).estimator, lambda n_samples: find_head(name).settings_for(n_samples)[::5])
     goes, answers = fitting.fits_together, []
 
     def asked(*arguments):
@@ -242,7 +241,7 @@ def test_classes_of_a_single_sample_are_fitted_together_to_the_same_end(name, co
 
 
 def test_an_error_in_a_process_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(parallel_search, "WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(search, "WORTH_A_PROCESS", 0)
     X, y = _part(40, 0)
     huge = (X.astype(np.float64) * 1e307, y)
     with pytest.raises(HeadError, match=r"head '\w+' cannot be fitted on 40 rows of 8 features in 3 classes"):
@@ -272,7 +271,7 @@ def test_no_fold_holds_out_a_whole_class(counts, num_views):
     assert set(fold[held_out]) == set(range(min(5, max(counts) if max(counts) > 1 else len(counts))))
     if max(counts) == 1:
         assert held_out.all()
-        assert num_known(y, fold) == 0
+        assert known_classes(y, fold) == []
         return
     for label, count in enumerate(counts):
         of_class = y == label
@@ -397,7 +396,7 @@ def test_a_long_fit_ends_when_somebody_stops(n_jobs: int, number: int, tmp_path:
     code = f"""
 import os, signal, threading, time
 import numpy as np
-from featurecache.evaluation.parallel_search import evaluate_heads
+from featurecache.evaluation.search import evaluate_heads
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 

@@ -13,8 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.parallel_search import evaluate_heads
-from featurecache.evaluation.search import evaluate_head
+from featurecache.evaluation.search import evaluate_head, evaluate_heads
 from featurecache.evaluation.selection import Selection
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.head import NamedHead

@@ -11,7 +11,7 @@ from featurecache.errors import HeadError
 from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.fitting import fit_estimator, fit_folds
-from featurecache.heads.registry import head_grid, list_heads, make_head
+from featurecache.heads.registry import find_head, list_heads, make_head
 
 pytestmark = pytest.mark.usefixtures("few_settings")
 
@@ -40,7 +40,7 @@ def test_a_weight_is_a_number_of_copies(kind, name):
     X, y = rows(kind, 90)
     weight = np.arange(90) % 3 + 1
     fold = np.arange(90) // 30
-    grid = head_grid(name, 200, kind=kind)[3:7] or [{}]  # each near the one before it
+    grid = find_head(name, kind=kind).settings_for(200)[3:7] or [{}]  # each near the one before it
     head = make_head(name, kind=kind)
     weighed = fit_folds(head, grid, X, y, fold, weight.astype(float))
     copied = fit_folds(head, grid, *(np.repeat(each, weight, axis=0) for each in (X, y, fold)))

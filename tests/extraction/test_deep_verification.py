@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import tiny_backbones
@@ -16,8 +17,8 @@ from featurecache.errors import BackboneMismatchError, RequestError
 from featurecache.extraction.deep_verification import verify_deep
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.recomputation import Inputs, recompute_set_aside
+from featurecache.records import encode_record
 from featurecache.specs import ExtractionSettings
-from featurecache.store.commits import encode_commit
 from featurecache.store.convert import convert_features
 from featurecache.store.repair import compare_set_aside, repair
 from featurecache.store.shards import ShardWriter
@@ -56,7 +57,8 @@ def replace_shard(store: FeatureStore, number: int, change: Callable[[dict, dict
         for name, (_, values) in arrays.items():
             writer.append(name, values)
         record = writer.finish(commit.key)
-    (feature_set.folder.path / "commits" / f"{commit.key}.json").write_bytes(encode_commit(record, body))
+    content = {**msgspec.to_builtins(record), "body": body}
+    feature_set.folder.record(commit.key).write_bytes(encode_record("commit", content))
 
 
 def test_a_right_cache_is_confirmed_and_not_touched(made: tuple) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_backbones
-from conftest import TINY, write_image
+from conftest import TINY, pretend_other_torch, write_image
 from torch import nn
 
 import featurecache as fc
@@ -17,7 +16,6 @@ from featurecache.deployment.kept import keep_head
 from featurecache.errors import DriftError
 from featurecache.extraction import modality
 from featurecache.extraction.extract import make_request, run_extraction
-from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
 
@@ -40,16 +38,6 @@ Loud.__qualname__ = tiny_backbones.TinyNet.__qualname__  # as if its source had 
 
 def edited() -> nn.Module:
     return Loud()
-
-
-def pretend_other_torch(store: fc.FeatureStore) -> None:
-    """Rewrite the records as if another torch had made the features."""
-    for path in store.path.glob("features/*/*/*/commits/*.json"):
-        record = json.loads(path.read_text())
-        record["body"]["provenance"]["versions"]["torch"] = "1.0"
-        del record["digest"]
-        record["digest"] = digest_bytes(canonical_json(record).encode())
-        path.write_text(canonical_json(record))
 
 
 def test_edited_code_of_a_network_is_noticed(

@@ -61,8 +61,9 @@ def test_every_kind_of_change_is_named(made: tuple) -> None:
     assert list(inventory.now.problems) == ["green/lost.png"]
     assert inventory.num_new == 2
     assert inventory.to_json()["samples"] == 12 - 2 + 2
-    assert inventory.count_cached(store.features()) == 10
-    assert inventory.count_orphans(store) == 2
+    described = inventory.describe(store)
+    assert [each["samples"] for each in described["cached"]] == [10]
+    assert described["orphaned_samples"] == 2
     assert files_of(store.path) == before
 
 
@@ -74,7 +75,7 @@ def test_an_unchanged_folder_and_a_strange_one(made: tuple, make_folder: Callabl
     found = take_inventory(store, FolderSource(moved))
     assert (found.before, found.changes.added, len(found.changes.copied), found.num_new) == (None, [], 12, 0)
     strange = take_inventory(store, FolderSource(make_folder("other", per_class=2, seed=500)))
-    assert (len(strange.changes.added), strange.num_new, strange.count_cached(store.features())) == (6, 6, 0)
+    assert (len(strange.changes.added), strange.num_new, strange.describe(store)["cached"][0]["samples"]) == (6, 6, 0)
     with pytest.raises(SourceError, match="there is no such folder"):
         take_inventory(store, FolderSource(source))
 

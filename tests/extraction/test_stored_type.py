@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import RUNTIME, TINY, write_image
@@ -17,8 +18,8 @@ from featurecache.atomic import publish_bytes
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.report import ExtractionReport
 from featurecache.extraction.stored_type import smallest
+from featurecache.records import encode_record
 from featurecache.specs import ExtractionSettings, ViewSpec
-from featurecache.store.commits import encode_commit
 from featurecache.store.schemas import StoredType
 from featurecache.store.soundness import warnings_of
 from featurecache.store.store import FeatureStore
@@ -164,7 +165,8 @@ def test_a_cache_of_an_earlier_release_is_continued_with_a_warning(
     for commit in feature_set.open().commits:
         precision = {n: v for n, v in commit.body["precision"].items() if n != "relative_to_spread"}
         body = {n: v for n, v in commit.body.items() if n != "constant"} | {"precision": precision}
-        publish_bytes(feature_set.folder.path / "commits" / f"{commit.key}.json", encode_commit(commit.shard, body))
+        content = {**msgspec.to_builtins(commit.shard), "body": body}
+        publish_bytes(feature_set.folder.record(commit.key), encode_record("commit", content))
     write_image(source / "red" / "new.png", (200, 10, 10), seed=99)
     continued = extract(source, cache, backbone)
     assert keys(continued) == keys(begun)

@@ -18,7 +18,7 @@ from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.fitting import fit_head
 from featurecache.heads.gradient import estimators
 from featurecache.heads.head import powers_of_ten
-from featurecache.heads.registry import head_grid, make_head
+from featurecache.heads.registry import find_head, make_head
 from featurecache.machine import free_memory
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -59,7 +59,7 @@ def test_one_label_of_each_class_is_enough_because_scales_have_a_prior(name: str
 @pytest.mark.parametrize("name", LINEAR)
 def test_few_rows_search_fewer_strengths_over_the_same_range(name: str) -> None:
     """Every other one, and the ends: they cannot tell more apart, and nothing else is left out."""
-    few, many = head_grid(name, 199), head_grid(name, 200)
+    few, many = find_head(name).settings_for(199), find_head(name).settings_for(200)
     assert len(few) < 0.6 * len(many)
     assert few[0] == many[0]
     assert few[-1] == many[-1]
@@ -142,7 +142,7 @@ def test_the_best_regularisation_is_never_at_the_end_of_a_grid(name: str, n: int
     train, test = (clusters(k, d, apart=apart, classes=3, seed=k) for k in (n, 201))
     result = evaluate_head(name, parts(train, test), 3)
     parameter = "alpha" if name == "ridge" else "C"
-    values = sorted({setting[parameter] for setting in head_grid(name, n)})
+    values = sorted({setting[parameter] for setting in find_head(name).settings_for(n)})
     assert result.params[parameter] not in (values[0], values[-1])
     finest = 0.6 if n >= 200 else 1.05  # few rows tell fewer apart
     assert max(np.diff(np.log10(values))) < finest
@@ -156,7 +156,7 @@ def test_the_strongest_logistic_regression_learns_next_to_nothing_from_noise() -
         return X.astype(np.float32), np.arange(n) % 2
 
     X, y = noise(200, 1)
-    head = fit_head("logistic", *noise(100, 0), **head_grid("logistic", 100)[0])
+    head = fit_head("logistic", *noise(100, 0), **find_head("logistic").settings_for(100)[0])
     assert log_loss(y, head.predict_proba(X)) < np.log(2) + 0.001
 
 
@@ -199,7 +199,7 @@ def test_perceptrons_are_trained_for_long_enough_at_rates_that_get_there() -> No
     result = evaluate_head("mlp", parts(xor(300, 0), xor(1000, 1)), 2)
     assert result.test is not None
     assert result.test.accuracy > 0.88
-    grid = head_grid("mlp", 300)
+    grid = find_head("mlp").settings_for(300)
     assert {setting["hidden_layers"] for setting in grid} == {1, 2}
     assert max(setting["learning_rate"] for setting in grid) >= 3 * min(setting["learning_rate"] for setting in grid)
 
@@ -230,7 +230,7 @@ def test_each_weight_decay_of_an_attentive_head_is_the_best_for_some_tokens() ->
         X[np.arange(n), which, 1] += 0.7 * apart * (2 * y - 1)
         return X.reshape(n, -1).astype(np.float32), np.where(rng.random(n) < noise, 1 - y, y)
 
-    strong, weak = head_grid("attentive", 60)
+    strong, weak = find_head("attentive").settings_for(60)
     for n, noise, apart, better, worse in ((60, 0.3, 2.0, strong, weak), (1000, 0.0, 4.0, weak, strong)):
         X, y = tokens(1000, 1, noise, apart)
         loss = [

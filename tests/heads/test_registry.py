@@ -12,7 +12,7 @@ from featurecache.heads.rbf_svm import RbfSvm
 from featurecache.heads.registry import (
     HEADS,
     TOKEN_HEADS,
-    head_grid,
+    find_head,
     list_heads,
     make_head,
     register_head,
@@ -75,7 +75,7 @@ def test_a_head_can_be_registered_once(monkeypatch):
 
 @pytest.mark.parametrize("n_samples", [1, 2, 7, 1000])
 def test_no_more_neighbours_are_searched_than_there_are_rows(n_samples):
-    assert all(params["n_neighbors"] <= n_samples for params in head_grid("knn", n_samples))
+    assert all(params["n_neighbors"] <= n_samples for params in find_head("knn").settings_for(n_samples))
 
 
 @pytest.mark.parametrize("name", HEADS)

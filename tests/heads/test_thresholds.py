@@ -61,7 +61,7 @@ def test_probabilities_of_labels_are_moved_in_their_order() -> None:
     rng = np.random.default_rng(0)
     proba = rng.random((200, 3))
     thresholds = Thresholds("f1", (0.1, 0.5, 0.93), None, (30, 30, 30), (True, True, True))
-    moved = thresholds.moved(proba)
+    moved = thresholds.decide(proba)
     np.testing.assert_array_equal(moved > 0.5, thresholds.predict(proba))
     np.testing.assert_array_equal(np.argsort(moved, axis=0), np.argsort(proba, axis=0))
     assert moved.min() >= 0

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import HeadError
-from featurecache.evaluation.search import HeadResult, evaluate_head
+from featurecache.evaluation.head_result import HeadResult
+from featurecache.evaluation.search import evaluate_head
 from featurecache.heads.head import NamedHead
-from featurecache.heads.preparation import in_units, own_units
+from featurecache.heads.preparation import directions, own_units
 from featurecache.heads.registry import find_head, make_head
 
 CASES = [("knn", "classification"), ("knn", "regression"), ("nearest_mean", "classification")]
@@ -87,7 +88,7 @@ def test_units_are_those_of_the_rows():
     mean, factor = own_units(rows)
     np.testing.assert_allclose(mean, rows.astype(float).mean(axis=0))
     np.testing.assert_allclose(factor, [1 / np.std([1, 3, 5]), 0, 0, 0])
-    found = in_units(rows + np.float32(7), mean, factor)
+    found = directions(rows + np.float32(7), mean, factor)
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
     assert (found[:, 1:] == 0).all()

@@ -13,7 +13,7 @@ import pytest
 from conftest import COLOURS, write_image
 
 from featurecache.evaluation.calibration import Bin, Calibration
-from featurecache.reporting.report import FinalEvaluation, ReportData, SamplesToLookAt, write_report
+from featurecache.reporting.report import FinalEvaluation, Gallery, ReportData, write_report
 from featurecache.wording import human_bytes
 
 pytestmark = pytest.mark.usefixtures("few_settings")
@@ -138,10 +138,10 @@ def test_what_advice_names_is_shown_in_pictures(tmp_path: Path) -> None:
     for name in ("a.png", "b<.png"):
         write_image(tmp_path / name, COLOURS["red"], seed=1)
     groups = [
-        SamplesToLookAt("near-copies: 1 pairs", [(("a.png", "b<.png"), "alike by 0.990")]),
-        SamplesToLookAt("labels worth checking: 1", [(("gone.png",), "labelled <x>, looks like y")]),
+        Gallery("near-copies: 1 pairs", [(("a.png", "b<.png"), "alike by 0.990")]),
+        Gallery("labels worth checking: 1", [(("gone.png",), "labelled <x>, looks like y")]),
     ]
-    data = replace(make_data(["a", "b"], ["x"] * 4), advice=["look"], to_look_at=groups)
+    data = replace(make_data(["a", "b"], ["x"] * 4), advice=["look"], galleries=groups)
     write_report(tmp_path / "r.html", data, read=_reads(tmp_path))
     text = (tmp_path / "r.html").read_text()
     section = text[text.index("What to do next") : text.index("<h2>Heads</h2>")]

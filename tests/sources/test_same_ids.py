@@ -7,6 +7,7 @@ import io
 import pickle
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -24,8 +25,10 @@ import featurecache as fc
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.errors import InputError, RequestError, SourceError
 from featurecache.extraction.job import ExtractionJob
+from featurecache.sources import urls
 from featurecache.sources.decoding.arrays import array_bytes, image_of_bytes
-from featurecache.sources.opening import open_source, samples_in_memory
+from featurecache.sources.inputs import Input
+from featurecache.sources.opening import open_source, samples_in_memory, source_spec
 from featurecache.sources.urls import UrlReader
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.train import TrainingSettings
@@ -263,6 +266,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 
     picture = b""
     tag = "one"
+    changed_ago: ClassVar[int | None] = None
     reads: ClassVar[list[str]] = []
 
     def do_HEAD(self) -> None:
@@ -278,15 +282,25 @@ class _Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", "http://127.0.0.2:1/x.png")
             self.end_headers()
             return
-        if self.path not in ("/a.png", "/cut.png"):
+        if self.path not in ("/a.png", "/cut.png", "/cut-once.png", "/slow.png"):
             self.send_error(404 if self.path == "/gone.png" else 403)
             return
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.picture)))
         self.send_header("ETag", self.tag)
+        if self.changed_ago is not None:
+            self.send_header("Last-Modified", self.date_time_string(int(time.time()) - self.changed_ago))
         self.end_headers()
-        if not head:
-            self.wfile.write(self.picture if self.path == "/a.png" else self.picture[:20])
+        is_cut = self.path == "/cut.png" or (self.path == "/cut-once.png" and self.reads.count(self.path) == 1)
+        if not head and self.path == "/slow.png":
+            for byte in self.picture:
+                try:
+                    self.wfile.write(bytes([byte]))
+                except OSError:
+                    return
+                time.sleep(0.01)
+        elif not head:
+            self.wfile.write(self.picture[:20] if is_cut else self.picture)
 
     def log_message(self, *args: Any) -> None:
         """Print nothing."""
@@ -295,6 +309,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(photos: Path) -> Iterator[str]:
     _Server.picture, _Server.tag, _Server.reads = next(iter(files_in(photos).values())), "one", []
+    _Server.changed_ago = None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as found:
         thread = threading.Thread(target=found.serve_forever)
         thread.start()
@@ -342,3 +357,62 @@ def test_a_table_names_no_address_of_this_machine_unless_it_may(server: str) -> 
         reader.read(f"{server}/a.png", stamp=stamp)
     with pytest.raises(InputError, match="only http and https URLs are followed"):
         reader.read("file:///etc/passwd")
+
+
+def test_a_connection_that_was_cut_is_tried_again(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls.time, "sleep", lambda seconds: None)
+    reader = UrlReader(max_bytes=100_000, allow_local=True)
+    assert reader.read(f"{server}/cut-once.png") == _Server.picture
+    assert _Server.reads == ["/cut-once.png"] * 2
+    with pytest.raises(InputError, match=r"the connection ended: .*20 of \d+ bytes came"):
+        reader.read(f"{server}/cut.png")
+    assert _Server.reads.count("/cut.png") == urls._TRIES
+
+
+def test_an_object_that_comes_byte_by_byte_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls, "_PATIENCE", 0.05)
+    with pytest.raises(InputError, match=r"it comes too slowly: \d+ bytes in 0 s"):
+        UrlReader(max_bytes=100_000, allow_local=True).read(f"{server}/slow.png")
+
+
+def test_what_was_changed_within_the_clock_of_its_server_has_no_settled_stamp(server: str) -> None:
+    reader = UrlReader(max_bytes=100_000, allow_local=True)
+    for ago, is_settled in ((0, False), (1, False), (60, True), (None, True)):
+        _Server.changed_ago = ago
+        stamp = reader.stamp(f"{server}/a.png")
+        assert stamp is not None
+        assert (stamp[2] >= 0) == is_settled
+    listed = {"Date": "Sun, 29 Nov 2026 10:00:00 GMT", "Last-Modified": "no date", "Content-Length": "3"}
+    assert urls._stamp_of(listed)[2] >= 0
+
+
+def test_other_bytes_behind_the_same_stamp_are_noticed(server: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"image\n{server}/a.png\n")
+    source = open_source(source_spec(tmp_path / "t.csv", path_column="image", allow_local_urls=True))
+    (entry,) = source.list(next(iter(source.units())))
+    data = source.open(entry.name, stamp=entry.stamp)
+    known = Input(source, entry.name, sha256(data).hexdigest(), entry.stamp)
+    assert known.read() == data
+    _Server.picture = data[:-1] + bytes([data[-1] ^ 1])
+    assert source.open(entry.name, stamp=entry.stamp) != data  # the server says that nothing changed
+    with pytest.raises(InputError, match="edited while the run went on"):
+        known.read()
+
+
+def test_tars_of_one_name_in_two_folders_are_told_apart(photos: Path, tmp_path: Path) -> None:
+    pictures = list(files_in(photos).values())[:2]
+    for folder, data in zip(("one", "two"), pictures, strict=True):
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / "photos.tar", "w") as tar:
+            info = tarfile.TarInfo("x.png")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    source = open_source(str(tmp_path / "*" / "photos.tar"))
+    names = [entry.name for unit in source.units() for entry in source.list(unit)]
+    assert names == ["one/photos.tar/x.png", "two/photos.tar/x.png"]
+    assert [source.open(name, stamp=None) for name in names] == pictures
+    assert [data for unit in source.units() for _, data in source.read(unit)] == pictures
+    again = open_source(str(tmp_path / "*" / "photos.tar"))  # one that has walked none of them
+    assert [again.open(name, stamp=None) for name in reversed(names)] == pictures[::-1]
+    with pytest.raises(InputError, match="no tar of"):
+        again.open("photos.tar/x.png", stamp=None)

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.specs import ViewSpec
-from featurecache.store.constants import ConstantFinder, constants_of
+from featurecache.store.constants import ConstantFinder, Runs
 from featurecache.store.precision import (
     MOST_ERROR,
     by_channel,
     error_as,
+    finite_rows,
     measure_error,
     spread_error,
     stored_arrays,
@@ -102,7 +103,7 @@ def test_constant_channels_are_found_in_any_batches(rows: int, width: int, chose
     for start in range(0, rows, batch):
         finder.add(values[start : start + batch])
     expected = np.flatnonzero((values == values[:1]).all(axis=0))
-    channels, constant = finder.constants()
+    channels, constant = finder.channels, finder.values
     assert channels.tolist() == expected.tolist()
     assert constant.tolist() == values[0, expected].tolist()
     runs = finder.runs()
@@ -111,12 +112,18 @@ def test_constant_channels_are_found_in_any_batches(rows: int, width: int, chose
     assert runs is None or spread_out == list(zip(channels.tolist(), constant.tolist(), strict=True))
 
 
+def constant_runs(values: np.ndarray) -> Runs | None:
+    finder = ConstantFinder()
+    finder.add(values[finite_rows(values)])
+    return finder.runs()
+
+
 def test_equal_constants_are_one_run_and_bad_rows_do_not_count() -> None:
     values = np.zeros((20, 1000), np.float32)
     values[3] = np.nan
-    assert constants_of(values) == [[0, 1000, 0.0]]
+    assert constant_runs(values) == [[0, 1000, 0.0]]
     values[7, 10] = 1
-    assert constants_of(values) == [[0, 10, 0.0], [11, 1000, 0.0]]
+    assert constant_runs(values) == [[0, 10, 0.0], [11, 1000, 0.0]]
 
 
 def test_the_type_with_the_most_digits_is_the_widest() -> None:

@@ -71,7 +71,7 @@ def test_rows_in_any_order_equal_indexing(tmp_path: Path) -> None:
     shard = folder.open(folder.commits()[0])
     taken = RowGatherer("features", "float16", lambda number: shard, 1).take(np.zeros(200, int), wanted, (500,))
     assert np.array_equal(taken, rows[wanted])
-    assert np.array_equal(folder.open(folder.commits()[0]).slice("features", 1000, 2001), rows[1000:2001])
+    assert np.array_equal(folder.open(folder.commits()[0]).read("features", 1000, 2001), rows[1000:2001])
 
 
 def test_second_commit_of_a_key_loses(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_only_touched_blocks_are_read(tmp_path: Path) -> None:
     data[commit.shard.arrays["features"].offset + 2_900_000] ^= 1
     path.write_bytes(data)
     shard = folder.open(commit)
-    assert np.array_equal(shard.slice("features", 0, 10), random_rows(3000, 500)[:10])
+    assert np.array_equal(shard.read("features", 0, 10), random_rows(3000, 500)[:10])
     with pytest.raises(CorruptError, match="block 2 of array 'features'"):
-        shard.slice("features", 2900, 2901)
+        shard.read("features", 2900, 2901)
 
 
 @pytest.mark.parametrize("change", ["cut", "longer", "gone", "link", "folder"])

@@ -12,7 +12,7 @@ from conftest import features_body
 from featurecache.errors import FormatVersionError, ReportWarning, RequestError, StoreError, UnknownNameError
 from featurecache.specs import FeatureIdentity, PreprocessSpec
 from featurecache.store.naming import check_name
-from featurecache.store.schemas import BackboneAbout
+from featurecache.store.schemas import BackboneAbout, RequestBody
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 
@@ -143,9 +143,9 @@ def test_a_warning_stands_once_and_names_what_it_is_about(tmp_path: Path) -> Non
 
 def test_requests_are_remembered(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "c")
-    assert store.recall_request("0" * 64) is None
+    assert store.recall(RequestBody, "0" * 64) is None
     store.remember_request("0" * 64, "f", ["a:avg"])
-    assert store.recall_request("0" * 64) == ("f", ["a:avg"])
+    assert store.recall(RequestBody, "0" * 64) == RequestBody("f", ["a:avg"])
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a b", "-x", "x" * 101])

@@ -9,14 +9,14 @@ itself taken for features. What the walk cannot decide is a warning, or refused 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from featurecache.backbones.default_tap.recording import Dataflow, record
-from featurecache.backbones.default_tap.search import OutputSearch
+from featurecache.backbones.default_tap.search import Found, OutputSearch
 from featurecache.backbones.default_tap.walks import base_of
 from featurecache.backbones.dry_run import input_errors
 from featurecache.backbones.input_kinds import input_kind_of
@@ -72,10 +72,13 @@ def find_output_layers(provided: Provided, request: BackboneRequest) -> OutputLa
         # What is doubtful is not removed, so that each of the candidates can be tapped; unless it always was.
         doubtful = bool(found.default.doubt) and found.paths != earlier
         if found.paths and (doubtful or not _still_runs(network, kind.call, inputs, found.paths)):
-            found = found.kept()
+            found = Found(fallback=found.fallback, default=replace(found.default, tap=found.fallback))
+    # Taps of layers that are removed are no candidates.
+    lost = found.lost if found.paths else ()
+    candidates = tuple(candidate for candidate in found.default.candidates if candidate[0] not in lost)
     return OutputLayers(
         classifiers=found.paths,
-        default=found.removed() if found.paths else found.default,
+        default=replace(found.default, candidates=candidates),
         notes=tuple(found.notes()),
         earlier=earlier,
     )
@@ -86,7 +89,7 @@ def _last_linear_if_output(network: nn.Module, flow: Dataflow) -> tuple[str, ...
     output = flow.outputs.get("")
     if not linears or output is None:
         return ()
-    calls = flow.calls_of(linears[-1])
+    calls = [call for call in flow.calls if call.path == linears[-1]]
     last = calls[-1].output if calls else None
     same = last is not None and base_of(last) is base_of(output) and last.shape == output.shape
     return (linears[-1],) if same else ()

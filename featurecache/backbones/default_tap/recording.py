@@ -75,10 +75,6 @@ class Dataflow:
     calls: list[Call] = field(default_factory=list)
     """All calls of layers, in the order in which they ended."""
 
-    def calls_of(self, path: str) -> list[Call]:
-        """Return the calls of one layer."""
-        return [call for call in self.calls if call.path == path]
-
 
 def record(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inputs: Tensor) -> Dataflow:
     """Run a network once and record what it does.
@@ -95,8 +91,7 @@ def record(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inputs:
     if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in network.parameters()):
         with torch.no_grad():
             call(network, inputs.clone())  # lazy layers learn their sizes
-    recorder = _Recorder({id(tensor) for tensor in network.parameters()})
-    source = recorder.begin(inputs)
+    recorder = _Recorder({id(tensor) for tensor in network.parameters()}, inputs)
     # Not inference mode, in which composite operations would stay whole.
     with torch.no_grad(), _watched(network, recorder), recorder:
         result = call(network, inputs)
@@ -105,7 +100,7 @@ def record(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inputs:
         if (value := recorder.value_of(tensor)) is not None:
             value.unit = _has_rows_of_one_length(tensor)
             outputs[name] = value
-    return Dataflow(source, outputs, recorder.ended)
+    return Dataflow(recorder.source, outputs, recorder.ended)
 
 
 def named_tensors(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -150,19 +145,16 @@ class _Known:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, parameters: set[int]) -> None:
+    def __init__(self, parameters: set[int], inputs: Tensor) -> None:
         super().__init__()
         self._parameters = parameters
         self._known: Any = WeakTensorKeyDictionary()
         self._count = 0
         self.running: list[Call] = []
         self.ended: list[Call] = []
-
-    def begin(self, inputs: Tensor) -> Value:
-        """Take a batch as what everything is made of."""
-        value = self._make("input", inputs, (), ())
-        self._known[inputs] = _Known(value, _Memory())
-        return value
+        # What everything is made of.
+        self.source = self._make("input", inputs, (), ())
+        self._known[inputs] = _Known(self.source, _Memory())
 
     def value_of(self, tensor: Tensor) -> Value | None:
         """Return the value that a tensor holds now."""
@@ -195,7 +187,15 @@ class _Recorder(TorchDispatchMode):
         sources = tuple(dict.fromkeys(value for value in values if value is not None))
         fixed = [tensor for tensor, value in zip(operands, values, strict=True) if value is None]
         learned = any(self._find(tensor).learned for tensor in fixed)
-        constants = tuple(self._constant(tensor) for tensor in fixed)
+        constants = tuple(
+            Constant(
+                shape=tuple(tensor.shape),
+                # Sparse tensors have no strides.
+                strides=tensor.stride() if tensor.layout == torch.strided else (1,) * tensor.ndim,
+                learned=self._find(tensor).learned,
+            )
+            for tensor in fixed
+        )
         for index, tensor in enumerate({id(value): value for value in [*written, *results]}.values()):
             value = self._make(func, tensor, sources, constants, index) if sources else None
             memory = self._memory_of(tensor, operands)
@@ -223,10 +223,6 @@ class _Recorder(TorchDispatchMode):
             floating=tensor.is_floating_point(),
             elementwise=not isinstance(op, str) and torch.Tag.pointwise in op.tags,
         )
-
-    def _constant(self, tensor: Tensor) -> Constant:
-        strides = tensor.stride() if tensor.layout == torch.strided else (1,) * tensor.ndim
-        return Constant(tuple(tensor.shape), tuple(strides), self._find(tensor).learned)
 
     def _memory_of(self, tensor: Tensor, operands: list[Tensor]) -> _Memory:
         # Views share their storage, and so what is written through one of them. Sparse tensors have none of their own.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 
-from featurecache.backbones.default_tap.operations import ACTIVATIONS
+from featurecache.backbones.default_tap.operations import ACTIVATIONS, CONVOLUTIONS
 from featurecache.backbones.default_tap.recording import Call, Dataflow, Value
 from featurecache.backbones.default_tap.walks import (
     Ends,
@@ -16,7 +16,6 @@ from featurecache.backbones.default_tap.walks import (
     depends_only_on,
     ends_of,
     is_ancestor,
-    is_convolution,
     is_open,
     is_slice_of,
     kernel_of,
@@ -44,16 +43,6 @@ class Found:
     lost: tuple[str, ...] = ()
     """Candidates that go with the layers."""
 
-    def removed(self) -> DefaultTap:
-        """Return the default tap where the output layers are removed."""
-        candidates = tuple(candidate for candidate in self.default.candidates if candidate[0] not in self.lost)
-        return replace(self.default, candidates=candidates)
-
-    def kept(self) -> Found:
-        """Leave the output layers where they are."""
-        default = DefaultTap(tap=self.fallback, doubt=self.default.doubt, candidates=self.default.candidates)
-        return Found(fallback=self.fallback, default=default)
-
     def notes(self) -> list[str]:
         if self.paths:
             return [f"{', '.join(self.paths)} taken for the output layer{'s' if len(self.paths) > 1 else ''}"]
@@ -74,12 +63,16 @@ class OutputSearch:
         # Masks and indices are no features; a network that puts out nothing else is taken as it is.
         floating = {name: value for name, value in outputs.items() if value.floating}
         self._outputs = floating or outputs
+        # Maps and images: as large as the input, or of several positions.
+        size = math.prod(flow.input.shape)
+        shapes = {name: value.shape for name, value in self._outputs.items()}
+        self._dense = {n for n, s in shapes.items() if math.prod(s) == size or (len(s) > 3 and math.prod(s[2:]) > 1)}
         self._ends = {name: ends_of(value) for name, value in self._outputs.items()}
         self._last_calls = {call.path: call for call in flow.calls}
 
     def run(self) -> Found:
         headed = [name for name, ends in self._ends.items() if ends.products]
-        flat = [name for name in headed if not self._is_dense(name)]
+        flat = [name for name in headed if name not in self._dense]
         if headed and not flat:
             return self._refuse_maps(headed)
         if not flat:
@@ -91,19 +84,22 @@ class OutputSearch:
         names = [name for name in flat if name not in embeddings]
         heads = list(dict.fromkeys(p for name in names for p in sorted(self._ends[name].products, key=_index)))
         marks = {mark for name in names for mark in self._ends[name].marks}
-        return self._decide(self._without_features(heads), marks)
+        # A layer whose output is the wider input of another output layer makes features, which are put out as well.
+        feeding = {base_of(source): head for head in heads for source in head.sources if base_of(source) in set(heads)}
+        kept = [head for head in heads if head not in feeding or width_of(head) < width_of(feeding[head])]
+        return self._decide(kept or heads, marks)
 
     # ---------------------------------------------------------------------- one or several output layers
 
     def _decide(self, heads: list[Value], marks: set[str]) -> Found:
-        if "relu" in marks and not all(is_convolution(head) or width_of(head) == 1 for head in heads):
+        if "relu" in marks and not all(head.op in CONVOLUTIONS or width_of(head) == 1 for head in heads):
             doubt = "it ends with a linear layer and a ReLU, as a network without its output layer does"
             return self._refuse(doubt, heads[0].sources)
         layers = [self._last_layer(head, heads) for head in heads]
         inputs = {base_of(layer.input) for layer in layers if layer is not None and layer.input is not None}
         if None not in layers and len(inputs) == 1:
             (features,) = inputs
-            if features is self._flow.input and any(is_convolution(head) for head in heads):
+            if features is self._flow.input and any(head.op in CONVOLUTIONS for head in heads):
                 return self._without_output_layer()
             if (given := self._given_features(features)) is not None:
                 return self._take(given, heads, _GIVEN, also=[features])
@@ -120,7 +116,7 @@ class OutputSearch:
             return self._take(inputs[0], heads, doubt, paths=tuple(dict.fromkeys(call.path for call in layers)))
         # One hidden layer before each head at most, as detection and attribute networks have.
         near = len(between) <= len(heads) and all(
-            len(layer.shape) == 2 and not is_convolution(layer) for layer in between
+            len(layer.shape) == 2 and layer.op not in CONVOLUTIONS for layer in between
         )
         if near and common is not self._flow.input:
             doubt = "its output layers have hidden layers before them, and one common input, which is taken"
@@ -157,7 +153,8 @@ class OutputSearch:
         candidates: list[tuple[str, int]] = []
         lost: list[tuple[str, int]] = []
         if doubt:
-            lost = self._candidates(self._outputs[name] for name in self._outputs_of(heads))
+            made = [self._outputs[name] for name, ends in self._ends.items() if ends.products & set(heads)]
+            lost = self._candidates(made)
             values = [features, *also, *(source for head in heads for source in head.sources)]
             candidates = [*self._candidates(values), *lost]
         taken = PRE_LOGITS if paths else fallback
@@ -171,7 +168,7 @@ class OutputSearch:
         found = []
         for head in heads:
             inside = [call for call in reversed(head.calls) if call.input and base_of(call.input) is features]
-            if not inside or len(self._flow.calls_of(inside[0].path)) > 1:
+            if not inside or sum(call.path == inside[0].path for call in self._flow.calls) > 1:
                 return ()
             found.append(inside[0].path)
         return tuple(path for path in dict.fromkeys(found) if not any(path.startswith(f"{p}.") for p in found))
@@ -182,12 +179,6 @@ class OutputSearch:
             if call.input is not None and depends_only_on(head, call.input, set(heads)):
                 return call
         return None
-
-    def _without_features(self, heads: list[Value]) -> list[Value]:
-        """Drop layers whose output is the wider input of another output layer: those are features, put out as well."""
-        feeding = {base_of(source): head for head in heads for source in head.sources if base_of(source) in set(heads)}
-        kept = [head for head in heads if head not in feeding or width_of(head) < width_of(feeding[head])]
-        return kept or heads
 
     def _given_features(self, features: Value) -> Value | None:
         """Return another output that the features are made of: then the network says itself what its features are."""
@@ -200,20 +191,17 @@ class OutputSearch:
                     return base_of(given)
         return None
 
-    def _outputs_of(self, heads: Sequence[Value]) -> list[str]:
-        return [name for name, ends in self._ends.items() if ends.products & set(heads)]
-
     def _doubt_of(self, heads: Sequence[Value], marks: set[str]) -> str:
         if "relu" in marks and any(width_of(head) > 1 for head in heads):
             return "its output layer is followed by a ReLU, as hidden layers are"
         if "norm" in marks:
             return "its output layer is followed by a normalisation, as layers that make embeddings are"
-        if any(is_convolution(head) and kernel_of(head) > 1 for head in heads):
+        if any(head.op in CONVOLUTIONS and kernel_of(head) > 1 for head in heads):
             return "its last convolution, taken for the output layer, is larger than 1x1"
-        if any(len(self._outputs[n].shape) == 3 and self._outputs[n].shape[1] > 1 for n in self._outputs_of(heads)):
+        names = [name for name, ends in self._ends.items() if ends.products & set(heads)]
+        if any(len(self._outputs[name].shape) == 3 and self._outputs[name].shape[1] > 1 for name in names):
             return "its output layer gives an output for each token or position"
-        names = self._outputs_of(heads)
-        if any(ends.products and name not in names and self._is_dense(name) for name, ends in self._ends.items()):
+        if any(ends.products and name not in names and name in self._dense for name, ends in self._ends.items()):
             return "it puts out maps or images as well"
         # Of the layer and what it is in, not of what the whole network may be wrapped in.
         paths = [head.calls[-1].path for head in heads if head.calls]
@@ -240,9 +228,9 @@ class OutputSearch:
             doubt = "its output is a gated linear layer, which may be the output layer"
         sums = [source for stop in ends.stops for source in stop.sources if doubt]
         products = [product for source in sums for product in sorted(ends_of(source).products, key=_index)]
-        candidates = self._candidates([source for product in products for source in product.sources] or sums)
-        output = self._output_candidate() if doubt else ()
-        return Found(default=DefaultTap(doubt=doubt, candidates=(*candidates, *output)))
+        values = [source for product in products for source in product.sources] or sums
+        candidates = self._candidates(values, with_output=bool(doubt))
+        return Found(default=DefaultTap(doubt=doubt, candidates=tuple(candidates)))
 
     def _deepest_output(self, outputs: list[Value]) -> Found:
         deepest = max(outputs, key=lambda value: base_of(value).index)
@@ -279,19 +267,20 @@ class OutputSearch:
         return self._refuse("it puts out vectors of one length, as networks that make embeddings do", values)
 
     def _refuse(self, doubt: str, values: Iterable[Value]) -> Found:
-        candidates = dict.fromkeys([*self._candidates(values), *self._output_candidate()])
+        candidates = dict.fromkeys(self._candidates(values, with_output=True))
         return Found(default=DefaultTap(tap=None, doubt=doubt, candidates=tuple(candidates)))
 
     # ---------------------------------------------------------------------- names
 
-    def _candidates(self, values: Iterable[Value]) -> list[tuple[str, int]]:
+    def _candidates(self, values: Iterable[Value], *, with_output: bool = False) -> list[tuple[str, int]]:
         others = [value for value in dict.fromkeys(map(base_of, values)) if value is not self._flow.input]
-        named = {self._name(value): _num_features(value) for value in others}
-        return [(name, size) for name, size in named.items() if name is not None]
-
-    def _output_candidate(self) -> tuple[tuple[str, int], ...]:
-        first = next(iter(self._flow.outputs.values()), None)
-        return () if first is None else ((PRE_LOGITS, _num_features(first)),)
+        by_name = {self._name(value): value for value in others}
+        named = [(name, value) for name, value in by_name.items() if name is not None]
+        if with_output:
+            named += [(PRE_LOGITS, value) for value in list(self._flow.outputs.values())[:1]]
+        # As many numbers as a tap has with its usual pooling: of maps, the channels.
+        shapes = [(name, value.shape) for name, value in named]
+        return [(name, s[1] if len(s) == 4 else s[-1] if len(s) > 1 else 1) for name, s in shapes]
 
     def _name(self, value: Value) -> str | None:
         """Return the tap of a value: the layer that puts it out, or the one that takes it."""
@@ -330,18 +319,6 @@ class OutputSearch:
         fewest = min(before, key=lambda value: (math.prod(value.shape), value.index), default=None)
         smallest = min(maps, key=lambda value: (math.prod(value.shape[2:]), -value.index), default=None)
         return [value for value in (fewest, smallest) if value is not None]
-
-    # ---------------------------------------------------------------------- shapes of outputs
-
-    def _is_dense(self, name: str) -> bool:
-        shape = self._outputs[name].shape
-        as_input = math.prod(shape) == math.prod(self._flow.input.shape)
-        return as_input or (len(shape) > 3 and math.prod(shape[2:]) > 1)
-
-
-def _num_features(value: Value) -> int:
-    """Return how many numbers a tap of a value has, usually pooled."""
-    return value.shape[1] if len(value.shape) == 4 else value.shape[-1] if len(value.shape) > 1 else 1
 
 
 def _origin(value: Value) -> Value:

@@ -52,14 +52,9 @@ def is_product(value: Value) -> bool:
     return value.op in OUTER and any(_is_outer(value, constant) for constant in value.constants)
 
 
-def is_convolution(value: Value) -> bool:
-    """Tell whether a product is a convolution."""
-    return value.op in CONVOLUTIONS
-
-
 def width_of(value: Value) -> int:
     """Return how many outputs a product makes."""
-    return value.shape[1] if is_convolution(value) else value.shape[-1] if len(value.shape) > 1 else 1
+    return value.shape[1] if value.op in CONVOLUTIONS else value.shape[-1] if len(value.shape) > 1 else 1
 
 
 def kernel_of(value: Value) -> int:
@@ -76,7 +71,11 @@ def base_of(value: Value) -> Value:
 
 def is_open(value: Value) -> bool:
     """Tell whether a walk goes through a value: it only reshapes, pools, squashes, normalises or sums."""
-    return (value.op in OPEN or _is_fixed_product(value)) and not is_product(value)
+    if is_product(value):
+        return False
+    # A fixed matrix after a softmax, or a fixed filter, makes no features: see `is_product`.
+    is_fixed = value.op in MATRIX_PRODUCTS | CONVOLUTIONS and bool(value.constants) and len(value.sources) == 1
+    return is_fixed or value.op in OPEN
 
 
 def ends_of(value: Value, known: dict[Value, Ends] | None = None) -> Ends:
@@ -98,7 +97,7 @@ def _step(value: Value, known: dict[Value, Ends]) -> Ends:
     if value.op in ACTIVATIONS or not value.sources:
         return stop
     if value.op in MATRIX_PRODUCTS | CONVOLUTIONS:
-        return ends_of(value.sources[0], known) if _is_fixed_product(value) else stop
+        return ends_of(value.sources[0], known) if value.constants and len(value.sources) == 1 else stop
     if value.op not in OPEN and not value.elementwise:
         return Ends(stops=frozenset({value}), marks=frozenset({"unknown"}))
     found = [ends_of(source, known) for source in value.sources]
@@ -106,7 +105,7 @@ def _step(value: Value, known: dict[Value, Ends]) -> Ends:
     products = frozenset(product for ends in found for product in ends.products)
     stops = frozenset(stop for ends in found for stop in ends.stops)
     # Concatenated outputs of linear layers are several output layers; of convolutions, branches of one block.
-    joins = len(value.sources) > 1 and (value.op != "cat" or any(is_convolution(product) for product in products))
+    joins = len(value.sources) > 1 and (value.op != "cat" or any(product.op in CONVOLUTIONS for product in products))
     # Asked last, and only where values join: it walks through all of the network between two products.
     in_order = sorted(products, key=lambda product: product.index) if joins else []
     if joins and ((products and stops) or any(is_ancestor(a, b) for a, b in combinations(in_order, 2))):
@@ -120,7 +119,7 @@ def _before_relu(value: Value, ends: Ends) -> Ends | None:
     if ends.stops or not ends.products or ends.marks & {"norm"}:
         return None
     # A 3x3 convolution, or one without a bias because a norm follows, belongs to a hidden layer.
-    plain = all(not is_convolution(p) or (kernel_of(p) == 1 and len(p.constants) > 1) for p in ends.products)
+    plain = all(p.op not in CONVOLUTIONS or (kernel_of(p) == 1 and len(p.constants) > 1) for p in ends.products)
     return Ends(ends.products, marks=ends.marks | {"relu"}) if plain else None
 
 
@@ -224,10 +223,6 @@ def is_slice_of(value: Value, whole: Value) -> bool:
             return False
         value = value.sources[0]
     return True
-
-
-def _is_fixed_product(value: Value) -> bool:
-    return value.op in MATRIX_PRODUCTS | CONVOLUTIONS and bool(value.constants) and len(value.sources) == 1
 
 
 def step_back(value: Value) -> Value | None:

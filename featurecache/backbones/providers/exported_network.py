@@ -183,18 +183,13 @@ def _hide_order_of_outputs(network: UnflattenedModule) -> None:
                 continue
             output_node = child.graph.output_node()
             outputs: Any = output_node.args[0]
-            if child not in changed and _num_tensors(outputs) > 1:
+            several = outputs if isinstance(outputs, (tuple, list)) else ()
+            if child not in changed and sum(isinstance(output.meta.get("val"), Tensor) for output in several) > 1:
                 output_node.args = ((None, *outputs),)
                 changed.add(child)
             if child in changed:
                 for user in list(node.users):
                     user.update_arg(1, user.args[1] + 1)
-
-
-def _num_tensors(outputs: Any) -> int:
-    if not isinstance(outputs, (tuple, list)):
-        return 1
-    return sum(isinstance(output.meta.get("val"), Tensor) for output in outputs)
 
 
 def load_program(name: str, path: Path) -> ExportedNetwork:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featurecache.backbones.provider import Provided, Provider
+from featurecache.backbones.provider import PinnedProvider, Provided
 from featurecache.code_notice import notice_code_of_others
 from featurecache.errors import BackboneError
 from featurecache.files import why_not_regular
@@ -25,7 +25,7 @@ _CLASS_TOKENS = {"cls_token", "class_token", "class_embedding"}
 _OTHER_TOKENS = {"dist_token", "distillation_token", "reg_token", "register_tokens"}
 
 
-class ExportedProgramProvider(Provider):
+class ExportedProgramProvider(PinnedProvider):
     """Builds the network of a program: its modules under their paths, each of which can be tapped."""
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
@@ -68,10 +68,6 @@ class ExportedProgramProvider(Provider):
         path = Path(name).expanduser()
         return digest_file(path) if path.is_file() else None
 
-    def reproducible(self, name: str) -> bool:
-        """The file says everything."""
-        return True
-
 
 def _preprocess(side: int | None) -> PreprocessSpec:
     """Return the usual preprocess, its sizes in the usual proportion to each other."""
@@ -87,12 +83,12 @@ def _prefix_tokens(network: nn.Module) -> tuple[int, int]:
     """Count class tokens, and others in front of the patches, by the network's own parameters (1, tokens, features)."""
     # By the last part of the name: a program may hold the network deeper down.
     leaves = {path.rpartition(".")[2]: tensor for path, tensor in network.named_parameters()}
-
-    def count(names: set[str]) -> int:
-        return sum(leaves[name].shape[-2] if leaves[name].ndim > 1 else 1 for name in names & set(leaves))
-
     # A program carries no configuration: the names of its parameters are all there is to go by.
-    return count(_CLASS_TOKENS), count(_OTHER_TOKENS)
+    num_class, num_other = (
+        sum(leaves[name].shape[-2] if leaves[name].ndim > 1 else 1 for name in names & set(leaves))
+        for names in (_CLASS_TOKENS, _OTHER_TOKENS)
+    )
+    return num_class, num_other
 
 
 def _notes(side: int | None, preprocess: PreprocessSpec, num_tokens: int) -> tuple[str, ...]:

@@ -94,7 +94,13 @@ def preprocess_of(processor: Any, name: str) -> PreprocessSpec:
     if kind == "TimmWrapperImageProcessor":
         # It keeps a data config of timm, and calls timm's transform of that.
         return timm_models.preprocess_of(importlib.import_module("timm"), processor.data_config, name)
-    settings = {field: _plain(value) for field, value in processor.to_dict().items() if value is not None}
+    settings: Settings = {}
+    for field, value in processor.to_dict().items():
+        # Sizes have a class of their own in some editions; of these, what is given.
+        if hasattr(value, "keys"):
+            value = {key: value[key] for key in value.keys() if value[key] is not None}  # noqa: SIM118
+        if value is not None:
+            settings[field] = value
     preprocess = _translate(kind, settings, name)
     try:
         check_same(preprocess, lambda image: _output(processor, image))
@@ -105,13 +111,6 @@ def preprocess_of(processor: Any, name: str) -> PreprocessSpec:
             f"{mismatch}. Its fields are {own}; write another type there if the network may see other images"
         ) from None
     return preprocess
-
-
-def _plain(value: Any) -> Any:
-    """Return sizes, which have a class of their own in some editions, as a dict of what is given."""
-    if hasattr(value, "keys"):
-        return {key: value[key] for key in value.keys() if value[key] is not None}  # noqa: SIM118
-    return value
 
 
 def _output(processor: Any, image: Image.Image) -> Any:

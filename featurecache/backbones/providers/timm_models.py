@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_args
 
-from featurecache.backbones.provider import Provided, Provider
+from featurecache.backbones.provider import PinnedProvider, Provided
 from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
 from featurecache.backbones.providers.reference_transform import changed_rules, check_own_transform
 from featurecache.backbones.torchvision_compat import import_dependent
@@ -24,7 +24,7 @@ PREFIX = "timm:"
 _CROP_MODES: dict[str, ResizeMode] = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
-class TimmProvider(Provider):
+class TimmProvider(PinnedProvider):
     """Builds ``timm:NAME``, with or without a pretrained tag."""
 
     packages = ("timm", "torchvision")
@@ -53,21 +53,18 @@ class TimmProvider(Provider):
         hub_name = config.get("hf_hub_id") or config.get("url") or "own weights"
         data_config = timm.data.resolve_model_data_config(module)
         preprocess = preprocess_of(timm, data_config, PREFIX + name)
+        num_prefix_tokens, has_class_token = _prefix_tokens(timm, module)
         return Provided(
             module=module,
             preprocess=preprocess,
             classifiers=classifiers,
             join=_join(module, classifiers),
-            num_prefix_tokens=_num_prefix_tokens(timm, module),
-            has_class_token=_class_token(module) is not None or _pools_by_attention(timm, module),
+            num_prefix_tokens=num_prefix_tokens,
+            has_class_token=has_class_token,
             license=config.get("license"),
             weights_source=f"timm {hub_name}" if pretrained else "none",
             earlier=changed_rules(_preprocess_before(data_config), preprocess, "timm's own transform"),
         )
-
-    def reproducible(self, name: str) -> bool:
-        """The architecture is pinned by timm's version."""
-        return True
 
 
 def _check_name(timm: ModuleType, name: str) -> None:
@@ -173,23 +170,17 @@ def _join(module: Any, classifiers: tuple[str, ...]) -> Callable[[], object] | N
     return partial(module.reset_classifier, 0) if in_a_list else None
 
 
-def _num_prefix_tokens(timm: ModuleType, module: Any) -> int:
-    """Return what timm says, or count the tokens themselves: CaiT, XCiT and PiT join them without saying so."""
-    if _pools_by_attention(timm, module):
-        return 1
-    if (declared := getattr(module, "num_prefix_tokens", None)) is not None:
-        return int(declared)
-    tokens = [_class_token(module), getattr(module, "dist_token", None), getattr(module, "reg_token", None)]
-    return sum(token.shape[1] for token in tokens if token is not None)
-
-
-def _class_token(module: Any) -> Any:
-    """Return the class token; CoaT has one for each stage, numbered from 1."""
-    token = getattr(module, "cls_token", None)
-    return getattr(module, "cls_token1", None) if token is None else token
-
-
-def _pools_by_attention(timm: ModuleType, module: Any) -> bool:
-    """Tell whether the mean of all positions joins them as a token that asks the others: CLIP's ResNets."""
+def _prefix_tokens(timm: ModuleType, module: Any) -> tuple[int, bool]:
+    """Count the tokens in front of the patches, and tell whether the first is a class token."""
+    # In CLIP's ResNets the mean of all positions joins them as a token that asks the others.
     pools = (timm.layers.AttentionPool2d, timm.layers.RotAttentionPool2d)
-    return any(isinstance(layer, pools) for layer in module.modules())
+    if any(isinstance(layer, pools) for layer in module.modules()):
+        return 1, True
+    class_token = getattr(module, "cls_token", None)
+    if class_token is None:  # CoaT has one for each stage, numbered from 1
+        class_token = getattr(module, "cls_token1", None)
+    if (declared := getattr(module, "num_prefix_tokens", None)) is not None:
+        return int(declared), class_token is not None
+    # CaiT, XCiT and PiT join them without saying so: the tokens themselves are counted.
+    tokens = [class_token, getattr(module, "dist_token", None), getattr(module, "reg_token", None)]
+    return sum(token.shape[1] for token in tokens if token is not None), class_token is not None

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featurecache.backbones.provider import Provided, Provider
+from featurecache.backbones.provider import PinnedProvider, Provided
 from featurecache.backbones.providers.hub_access import check_network_allowed, socket_timeout
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.backbones.weights.checkpoints import read_checkpoint
@@ -25,7 +25,7 @@ _OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 _TRANSFORM_INPUT = {"googlenet", "inception_v3"}
 
 
-class TorchvisionProvider(Provider):
+class TorchvisionProvider(PinnedProvider):
     """Builds ``torchvision:NAME``."""
 
     packages = ("torchvision",)
@@ -46,7 +46,10 @@ class TorchvisionProvider(Provider):
         models = import_torchvision().models
         if PREFIX + name not in self.list_names():
             raise UnknownNameError("backbone", PREFIX + name, self.list_names())
-        edition = _edition(models.get_model_weights(name), weights)
+        editions = models.get_model_weights(name)
+        published = {edition.url.rsplit("/", 1)[-1]: edition for edition in editions}
+        # By the name of the file that is given: the preprocess of those weights may differ from the default's.
+        edition = published.get(weights.name if weights else "", editions.DEFAULT)
         module = models.get_model(name, weights=None, **_options(name, edition))
         rename_key = partial(_OLD_DENSENET_KEY.sub, r"\1\2.")
         provided = Provided(
@@ -67,16 +70,6 @@ class TorchvisionProvider(Provider):
         if not files:
             return None
         return digest_json("torchvision-files", 1, {file.name: digest_file(file) for file in files})
-
-    def reproducible(self, name: str) -> bool:
-        """The architecture is pinned by torchvision's version."""
-        return True
-
-
-def _edition(editions: Any, file: Path | None) -> Any:
-    """Return the published weights that a file name belongs to: its preprocess may differ from the default's."""
-    known = {edition.url.rsplit("/", 1)[-1]: edition for edition in editions}
-    return known.get(file.name if file else "", editions.DEFAULT)
 
 
 def _options(name: str, edition: Any) -> dict[str, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from featurecache.backbones.provider import Provided, Provider
-from featurecache.errors import BackboneError
-from featurecache.hashing import canonical_json, digest_bytes, digest_json
+from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.weightless import WeightlessProvider
+from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import TextPreprocessSpec
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _RUNS = (2, 3, 4, 5)
 _FACTOR, _MODULUS = 1_000_003, (1 << 31) - 1
 
 
-class WordsProvider(Provider):
+class WordsProvider(WeightlessProvider):
     """Provides ``words``: one plus the logarithm of how often each word, and each run of 2 to 5 bytes, occurs.
 
     A bag of words as in most baselines, with hashed features in place of a vocabulary (Weinberger et al., "Feature
@@ -33,10 +34,9 @@ class WordsProvider(Provider):
     """
 
     packages = ("tokenizers",)
-
-    def list_names(self) -> list[str]:
-        """Return the one name."""
-        return [NAME]
+    names = (NAME,)
+    kind = NAME
+    settings: ClassVar[Mapping[str, object]] = {"buckets": _BUCKETS, "runs": list(_RUNS)}
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build a network that counts.
@@ -46,21 +46,12 @@ class WordsProvider(Provider):
         name, pretrained, weights, keep_classifier
             See `Provider.build`. There are no weights.
         """
-        if not pretrained:
-            raise BackboneError(f"{name} has no weights; leave --init and --weights out")
+        self.check_pretrained(name, pretrained=pretrained)
         tokenizer = _bytes_as_tokens()
         preprocess = TextPreprocessSpec(tokenizer=digest_bytes(tokenizer.encode()), max_tokens=_MOST_BYTES)
         return Provided(
             module=_counts(), preprocess=preprocess, tokenizer=tokenizer, weights_source="none, the words themselves"
         )
-
-    def own_weights_digest(self, name: str) -> str | None:
-        """There are none, which is always the same."""
-        return digest_json(NAME, 1, {"buckets": _BUCKETS, "runs": list(_RUNS)})
-
-    def reproducible(self, name: str) -> bool:
-        """The name says everything."""
-        return True
 
 
 @cache
@@ -109,11 +100,11 @@ def _counts() -> nn.Module:
         def _words(self, input_ids: torch.Tensor, in_word: torch.Tensor) -> torch.Tensor:
             counts = torch.zeros(len(input_ids), _BUCKETS, device=input_ids.device)
             number = torch.zeros_like(input_ids[:, 0])
-            for place in range(input_ids.shape[1]):
-                inside = in_word[:, place]
+            for index in range(input_ids.shape[1]):
+                inside = in_word[:, index]
                 ends = ~inside & (number > 0)
                 counts.scatter_add_(1, _bucket(number)[:, None], ends.float()[:, None])
-                number = torch.where(inside, (number * _FACTOR + input_ids[:, place] + 1) % _MODULUS, 0)
+                number = torch.where(inside, (number * _FACTOR + input_ids[:, index] + 1) % _MODULUS, 0)
             return counts.scatter_add_(1, _bucket(number)[:, None], (number > 0).float()[:, None])
 
         def _runs(self, input_ids: torch.Tensor, present: torch.Tensor) -> torch.Tensor:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from featurecache.deployment.exporting.network import ExportedNetwork
-from featurecache.errors import MissingExtraError
-
-Predict = Callable[[NDArray[Any]], NDArray[Any]]
-"""Loaded inputs (B, ...) to outputs (B, K)."""
 
 # Under which a file keeps its metadata, as JSON.
 KEY = "featurecache"
@@ -34,9 +28,10 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a network is written to a file or folder and read again; the two functions are in the module of that name."""
+    """What a format needs and makes."""
 
     module: str
+    """Of this folder, with the functions of `Converter`; imported late, as its packages may not be installed."""
     packages: tuple[str, ...] = ()
     """Needed besides torch."""
     extra: str = ""
@@ -46,23 +41,15 @@ class Format:
     files: tuple[str, ...] = ()
     """Of a folder; empty for a format of a single file."""
 
-    def check_packages(self) -> None:
-        """Raise `MissingExtraError` where one is not installed."""
-        for package in self.packages:
-            if find_spec(package) is None:
-                raise MissingExtraError(package, self.extra)
+
+class Converter(Protocol):
+    """The functions in the module of a format."""
 
     def write(self, exported: Exported, path: Path) -> None:
         """Write to a file, or into a folder that is there."""
-        self._functions().write(exported, path)
 
-    def read(self, exported: Exported, path: Path) -> Predict:
-        """Return what was written as a function of arrays."""
-        read: Callable[[Exported, Path], Predict] = self._functions().read
-        return read(exported, path)
-
-    def _functions(self) -> Any:
-        return importlib.import_module(f"featurecache.deployment.exporting.{self.module}")
+    def run(self, exported: Exported, path: Path, batches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return the outputs (B, K) of what was written for some batches of loaded inputs (B, ...)."""
 
 
 # By name.

@@ -50,11 +50,13 @@ def head_layers(saved: SavedHead) -> nn.Sequential:
     if needs_temperature(head):
         layers.append(Softmax(temperature=temperature))
     elif saved.kind == "classification" and temperature != 1.0:
+        # A softmax of margins is divided by another temperature; of other probabilities the logarithms are.
         if has_margins(head) and isinstance(layers[-1], Softmax):
             layers[-1] = Softmax(temperature=float(layers[-1].temperature) * temperature)
         else:
             layers += [Logarithm(least=LEAST_PROBABILITY), Softmax(temperature=temperature)]
     if saved.kind == "multilabel":
+        # A regression of labels may give more than 1 and less than 0; see `SavedHead.probabilities`.
         layers.append(Clip())
     if saved.kind == "classification" and len(head.classes_) < len(saved.classes):
         layers.append(SelectClasses(columns=np.eye(len(saved.classes))[head.classes_]))

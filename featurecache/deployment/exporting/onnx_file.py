@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from featurecache.deployment.exporting.format import KEY, Exported, Predict
+from featurecache.deployment.exporting.format import KEY, Exported
 from featurecache.errors import RequestError
 
 
@@ -31,22 +31,20 @@ def write(exported: Exported, path: Path) -> None:
             verbose=False,
         )
     assert converted is not None
+    # The converter may write another opset than it was asked for, without an error.
     asked, written = exported.about["opset"], converted.model.opset_imports[""]
     if written != asked:
         raise RequestError(f"--opset {asked}: this network can be written with opset {written} only; leave --opset out")
     converted.model.metadata_props[KEY] = json.dumps(exported.about)
+    # One file: weights beside it get lost.
     converted.save(path, external_data=False)
 
 
-def read(exported: Exported, path: Path) -> Predict:
-    """Return the file as a function."""
+def run(exported: Exported, path: Path, batches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run the file in onnxruntime, on the CPU: every machine that exports has one."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def predict(batch: NDArray[Any]) -> NDArray[Any]:
-        (found,) = session.run(None, {exported.about["input"]["name"]: batch})
-        return found
-
-    return predict
+    name = exported.about["input"]["name"]
+    return [session.run(None, {name: batch})[0] for batch in batches]
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """A folder with ``model.xml`` and ``model.bin`` for OpenVINO.
 
 Some CPUs compute in bfloat16 unless the caller forbids it, and a model cannot do so by itself: the caller passes the
-hint that `read` does to get the outputs of `predict`.
+hint that `run` does to get the outputs of `predict`.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import openvino
 from numpy.typing import NDArray
 
 from featurecache.backbones.openvino_runtime import logging_kept, without_telemetry
-from featurecache.deployment.exporting.format import KEY, Exported, Predict
+from featurecache.deployment.exporting.format import KEY, Exported
 
 _MODEL = "model.xml"
 
@@ -29,15 +30,11 @@ def write(exported: Exported, folder: Path) -> None:
     model.input(0).set_names({exported.about["input"]["name"]})
     model.output(0).set_names({exported.about["output"]["name"]})
     model.set_rt_info(json.dumps(exported.about), KEY)
+    # By default it halves the weights, and outputs differ from those of `predict`.
     openvino.save_model(model, folder / _MODEL, compress_to_fp16=False)
 
 
-def read(exported: Exported, folder: Path) -> Predict:
-    """Return the model as a function."""
+def run(exported: Exported, folder: Path, batches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run the model in float32."""
     compiled = openvino.Core().compile_model(folder / _MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def predict(batch: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[Any] = compiled(batch)[0]
-        return found
-
-    return predict
+    return [compiled(batch)[0] for batch in batches]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from featurecache.deployment.exporting.format import KEY, Exported, Predict
+from featurecache.deployment.exporting.format import KEY, Exported
 
 
 def write(exported: Exported, path: Path) -> None:
@@ -20,13 +21,9 @@ def write(exported: Exported, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def read(exported: Exported, path: Path) -> Predict:
-    """Return the program as a function; only for a file just written here, because loading can run what is in it."""
+def run(exported: Exported, path: Path, batches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run the program."""
+    # Only of a file just written here: loading can run what is in it.
     module = torch.export.load(io.BytesIO(path.read_bytes())).module()
-
-    def predict(batch: NDArray[Any]) -> NDArray[Any]:
-        with torch.no_grad():
-            found: NDArray[Any] = module(torch.from_numpy(batch)).numpy()
-        return found
-
-    return predict
+    with torch.no_grad():
+        return [module(torch.from_numpy(batch)).numpy() for batch in batches]

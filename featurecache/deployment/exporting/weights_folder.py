@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from featurecache.deployment.exporting.format import Exported, Predict
+from featurecache.deployment.exporting.format import Exported
 from featurecache.deployment.exporting.network import BACKBONE_PATH
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -39,17 +40,13 @@ def write(exported: Exported, folder: Path) -> None:
     (folder / _CONFIG).write_text(json.dumps({**exported.about, "head_layers": layers}, indent=1))
 
 
-def read(exported: Exported, folder: Path) -> Predict:
-    """Return the network with nothing but these weights as a function."""
+def run(exported: Exported, folder: Path, batches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run the network with nothing but these weights."""
+    # Zeros show what was not written: with its own weights the network would predict right without the file.
     twin = copy.deepcopy(exported.network)
     for tensor in twin.state_dict().values():
         tensor.zero_()
     weights = safetensors.torch.load((folder / _WEIGHTS).read_bytes())
     twin.load_state_dict({name.replace(_PREFIX, BACKBONE_PATH, 1): w for name, w in weights.items()}, strict=False)
-
-    def predict(batch: NDArray[Any]) -> NDArray[Any]:
-        with torch.no_grad():
-            found: NDArray[Any] = twin(torch.from_numpy(batch)).numpy()
-        return found
-
-    return predict
+    with torch.no_grad():
+        return [twin(torch.from_numpy(batch)).numpy() for batch in batches]

@@ -34,6 +34,7 @@ class Engine(Protocol):
         """
 
 
+# Searched before entry points, so that no distribution can take the name of one of ours.
 OWN: dict[str, Callable[[Progress], Engine]] = {"local": LocalEngine}
 
 

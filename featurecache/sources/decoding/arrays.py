@@ -91,6 +91,7 @@ def image_of_bytes(data: bytes, max_pixels: int) -> Image.Image:
     try:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another version")
+        # NumPy reads the header as a Python literal: a long one is not safe to parse.
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=4096)
     except ValueError:
         raise InputError("undecodable", "an array that cannot be read") from None

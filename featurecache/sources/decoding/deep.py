@@ -82,13 +82,20 @@ def is_flattened(values: NDArray[Any], shown: NDArray[np.uint8], pixel_range: Pi
 
 def seems_flat(image: Image.Image) -> bool:
     """Tell whether an 8-bit image shows next to nothing, whatever its file holds."""
-    histogram = np.array(image.histogram(), np.int64).reshape(-1, 256)
-    return all(_is_narrow(counts) for counts in histogram)
+    levels = np.arange(256)
+    for counts in np.array(image.histogram(), np.int64).reshape(-1, 256):  # of each band
+        total, below = int(counts.sum()), np.cumsum(counts)
+        # A few specks make no picture: a hundredth of the pixels may have any value.
+        first, last = np.searchsorted(below, [total * _TAILS, total * (1 - _TAILS)], side="right")
+        mean = (counts * levels).sum() / total
+        if last - first >= _FEW_LEVELS or (counts * (levels - mean) ** 2).sum() / total >= _LITTLE_SPREAD**2:
+            return False
+    return True
 
 
 def has_deep_colours(image: Image.Image) -> bool:
     """Tell whether an image that is not loaded yet has colours of 16 bits, of which Pillow reads the upper byte."""
-    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in _raw_mode(tile) for tile in _tiles(image))
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in _raw_mode(tile) for tile in getattr(image, "tile", ()))
 
 
 def deep_colours(image: Image.Image, lower: Image.Image, *, grey: bool) -> NDArray[np.uint16]:
@@ -110,10 +117,10 @@ def deep_colours(image: Image.Image, lower: Image.Image, *, grey: bool) -> NDArr
 def read_lower_bytes(data: bytes, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
     """Open an image of deep colours such that loading it gives the lower bytes; tell whether it is grey with alpha."""
     image: Any = Image.open(io.BytesIO(data), formats=formats)
-    if grey := any(_raw_mode(tile) == "LA;16B" for tile in _tiles(image)):
+    if grey := any(_raw_mode(tile) == "LA;16B" for tile in image.tile):
         image._mode = "RGBA"
     swapped = []
-    for tile in _tiles(image):
+    for tile in image.tile:
         raw = _raw_mode(tile)
         other = "RGBA" if grey else raw[:-3] + _SWAPPED.get(raw[-3:], raw[-3:])
         args = other if isinstance(tile.args, str) else (other, *tile.args[1:])
@@ -122,25 +129,9 @@ def read_lower_bytes(data: bytes, formats: tuple[str, ...]) -> tuple[Image.Image
     return image, grey
 
 
-def _tiles(image: Image.Image) -> list[Any]:
-    return list(getattr(image, "tile", []))
-
-
 def _raw_mode(tile: Any) -> str:
     args = tile.args if isinstance(tile.args, str) else next(iter(tile.args or ("",)))
     return args if isinstance(args, str) else ""
-
-
-def _is_narrow(counts: NDArray[np.int64]) -> bool:
-    """Tell whether the histogram of a band holds few levels that lie close together."""
-    total = int(counts.sum())
-    below = np.cumsum(counts)
-    first, last = np.searchsorted(below, [total * _TAILS, total * (1 - _TAILS)], side="right")
-    if last - first >= _FEW_LEVELS:
-        return False
-    levels = np.arange(256)
-    mean = (counts * levels).sum() / total
-    return bool((counts * (levels - mean) ** 2).sum() / total < _LITTLE_SPREAD**2)
 
 
 def _num_distinct(values: NDArray[Any]) -> int:

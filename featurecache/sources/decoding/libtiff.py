@@ -22,29 +22,24 @@ _MOST_LINES = 3
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
-class _Lines(threading.local):
-    def __init__(self) -> None:
-        self.kept: list[str] = []
-
-
-_lines = _Lines()
+# Of each thread, as ``kept``: the file that it decodes is the one that libtiff reports of.
+_lines = threading.local()
 
 
 def take_lines() -> str:
     """Return what libtiff reported in this thread since it was asked for before."""
-    text = "; ".join(_lines.kept)
-    _lines.kept.clear()
-    return text
+    return "; ".join(vars(_lines).pop("kept", ()))
 
 
 def _keep(module: bytes | None, format: bytes | None, arguments: int | None) -> None:
+    kept: list[str] = vars(_lines).setdefault("kept", [])
     # A damaged file may report a line for each of its strips.
-    if len(_lines.kept) >= _MOST_LINES or format is None:
+    if len(kept) >= _MOST_LINES or format is None:
         return
     buffer = ctypes.create_string_buffer(_LINE_BYTES)
     ctypes.CDLL(None).vsnprintf(buffer, _LINE_BYTES, format, ctypes.c_void_p(arguments))
     name = f"{module.decode(errors='replace')}: " if module and module != b"tempfile.tif" else ""
-    _lines.kept.append(f"libtiff: {name}{buffer.value.decode(errors='replace')}")
+    kept.append(f"libtiff: {name}{buffer.value.decode(errors='replace')}")
 
 
 _KEEP = _HANDLER(_keep)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.advice.axes import k_means, unit_axes
+from featurecache.advice.axes import k_means, main_axes, unit_rows
 from featurecache.advice.finding import Finding
 from featurecache.advice.probe import Floats, linear_probe, one_hot, predict_new
 
@@ -27,7 +27,7 @@ _CANDIDATES = 10
 
 def choose_samples(
     X: NDArray[np.floating],
-    labelled: Indices,
+    labeled: Indices,
     y: Indices,
     n_classes: int,
     count: int,
@@ -40,7 +40,7 @@ def choose_samples(
     ----------
     X : ndarray (n, d)
         Features of samples with and without labels.
-    labelled : ndarray of int64 (m,)
+    labeled : ndarray of int64 (m,)
         Which have a label.
     y : ndarray of int64 (m,)
         Their classes.
@@ -49,34 +49,37 @@ def choose_samples(
     random_state : int
         Of clusters and folds.
     """
-    axes = unit_axes(X)
-    if len(labelled) < max(ENOUGH_PER_CLASS * n_classes, 2) or len(np.unique(y)) < 2:
-        return typical_samples(axes, labelled, count, random_state=random_state)
-    pool = np.setdiff1d(np.arange(len(X)), labelled)
-    margin = _margins(X[labelled], y, n_classes, X[pool], random_state)
+    axes = unit_rows(main_axes(X))
+    # A probe of so few labels is unsure of everything; what it is least sure of is a worse choice than a random one.
+    if len(labeled) < max(ENOUGH_PER_CLASS * n_classes, 2) or len(np.unique(y)) < 2:
+        return typical_samples(axes, labeled, count, random_state=random_state)
+    pool = np.setdiff1d(np.arange(len(X)), labeled)
+    margin = _margins(X[labeled], y, n_classes, X[pool], random_state)
     return _unsure_and_different(axes[pool], pool, margin, count, random_state)
 
 
-def typical_samples(axes: Floats, labelled: Indices, count: int, *, random_state: int = 0) -> Indices:
+def typical_samples(axes: Floats, labeled: Indices, count: int, *, random_state: int = 0) -> Indices:
     """Return the most typical samples of the largest clusters without a label.
 
     Parameters
     ----------
     axes : ndarray (n, k)
-        Of length one; see `unit_axes`.
-    labelled : ndarray of int64 (m,)
+        Of length one; see `unit_rows`.
+    labeled : ndarray of int64 (m,)
     count : int
     random_state : int
     """
-    num_clusters = min(len(labelled) + count, len(axes))
+    # As many clusters as there will be labels, so that each new one stands for a cluster that has none.
+    num_clusters = min(len(labeled) + count, len(axes))
     cluster = k_means(axes, num_clusters, random_state=random_state).labels_
     is_free = np.ones(len(axes), bool)
-    is_free[labelled] = False
-    num_labels = np.bincount(cluster[labelled], minlength=num_clusters)
+    is_free[labeled] = False
+    num_labels = np.bincount(cluster[labeled], minlength=num_clusters)
     sizes = np.bincount(cluster, minlength=num_clusters)
+    # Clusters with the fewest labels first, of these the largest.
     order = np.lexsort([-sizes, num_labels]).tolist()
     chosen: list[int] = []
-    while len(chosen) < min(count, len(axes) - len(labelled)):
+    while len(chosen) < min(count, len(axes) - len(labeled)):
         for number in order:
             members = np.flatnonzero(cluster == number)
             free = members[is_free[members]]
@@ -119,7 +122,7 @@ def _unsure_and_different(axes: Floats, pool: Indices, margin: Floats, count: in
 
 
 def label_next_finding(
-    names: Sequence[str], num_labelled: int, n_classes: int, num_unlabelled: int, *, next_command: str | None = None
+    names: Sequence[str], num_labeled: int, n_classes: int, num_candidates: int, *, next_command: str | None = None
 ) -> Finding:
     """Say which samples to label next.
 
@@ -127,21 +130,21 @@ def label_next_finding(
     ----------
     names : sequence of str
         Of the samples, the most useful first.
-    num_labelled, n_classes : int
+    num_labeled, n_classes : int
         Samples with a label; classes, 0 where there are none yet.
-    num_unlabelled : int
+    num_candidates : int
         Samples that were chosen from.
     next_command : str, optional
         That takes the labels.
     """
-    is_start = num_labelled < max(ENOUGH_PER_CLASS * n_classes, 2)
+    is_start = num_labeled < max(ENOUGH_PER_CLASS * n_classes, 2)
     how = "typical of clusters without labels" if is_start else "unsure by a linear probe, and different"
     return Finding(
         question="more_data",
         verdict="label these",
-        text=f"label these {len(names)} of {num_unlabelled} samples without labels next, first {names[0]}: {how}",
-        n=num_unlabelled,
-        basis=f"features; {num_labelled} samples have labels",
+        text=f"label these {len(names)} of {num_candidates} samples without labels next, first {names[0]}: {how}",
+        n=num_candidates,
+        basis=f"features; {num_labeled} samples have labels",
         next_command=next_command,
         details={"label_next": list(names)},
     )

@@ -1,0 +1,226 @@
+"""Workers in processes of this machine: one for each GPU, or several that share the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import ModuleType
+from typing import Any
+
+from featurecache.errors import FeatureCacheError, RequestError, WorkerDiedError
+from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.work import work
+from featurecache.extraction.worker_report import WorkerReport
+from featurecache.machine import num_cores
+from featurecache.progress import Progress
+from featurecache.specs import ALL_GPUS, ExtractionSettings
+from featurecache.stopping import remove_temporary, stops_cleanly
+
+_SECONDS_TO_END = 2.5
+"""Less than `featurecache.stopping` gives this process to put things in order."""
+_MOST_RESTARTS = 3
+"""Of all workers together. One that memory ends would be ended again and again."""
+
+
+@dataclass(frozen=True)
+class ProcessesEngine:
+    """Runs a job in several processes, each with its share of the cores.
+
+    With ``--device cuda:all`` there is a worker for each GPU, which sees no other. Else there are as many as the
+    settings say, two when they don't. A worker that is killed costs what it had not committed: another one takes its
+    place.
+    """
+
+    progress: Progress
+
+    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+        """Start the workers, and yield their reports as they end.
+
+        Raises
+        ------
+        RequestError
+            A job of samples or a network in memory; more processes than cores.
+        WorkerDiedError
+            Workers were killed again and again.
+        """
+        places = _places(job.settings)
+        cores = num_cores() // len(places)
+        if not cores:
+            raise RequestError(
+                f"{len(places)} processes on {num_cores()} cores wait for each other; ask for fewer with --processes"
+            )
+        workers: list[_Started] = []
+        try:
+            workers += [_Started.start(job, place, cores) for place in places]
+            yield from self._reports(workers, job, cores)
+        finally:
+            for each in workers:
+                each.process.terminate()
+            for each in workers:
+                each.process.join(_SECONDS_TO_END)
+                if each.process.is_alive():
+                    each.process.kill()
+                    each.process.join()
+                each.connection.close()
+
+    def _reports(self, workers: list[_Started], job: ExtractionJob, cores: int) -> Iterator[WorkerReport]:
+        """Pass on what workers tell, and start another one where one was killed."""
+        at_work, restarts, expected = list(workers), 0, 0
+        while at_work:
+            ready = wait([each.connection for each in at_work])
+            for each in [each for each in at_work if each.connection in ready]:
+                try:
+                    kind, value = each.connection.recv()
+                except EOFError:
+                    kind, value = "died", None
+                if kind == "start":
+                    # All of them count everything that is missing: the first, which sees the most, speaks for all.
+                    if value[1] > expected:
+                        expected = value[1]
+                        self.progress.start(*value)
+                elif kind == "advance":
+                    self.progress.advance(value[0], bad=value[1])
+                elif kind == "say":
+                    self.progress.say(value)
+                elif kind == "note":
+                    if len(workers) == len(at_work) and each is workers[0]:
+                        self.progress.note(value)
+                elif kind == "done":
+                    at_work.remove(each)
+                    yield value
+                elif kind == "failed":
+                    raise value
+                else:
+                    at_work.remove(each)
+                    each.process.join()
+                    restarts += 1
+                    if restarts > _MOST_RESTARTS:
+                        raise WorkerDiedError(each.process.exitcode or 0)
+                    again = _Started.start(job, each.place, cores)
+                    workers.append(again)
+                    at_work.append(again)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a worker computes: the device as the worker calls it, and the GPU that it may see."""
+
+    device: str | None = None
+    visible_gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A worker that was started."""
+
+    place: _Place
+    process: SpawnProcess
+    connection: Connection
+
+    @classmethod
+    def start(cls, job: ExtractionJob, place: _Place, cores: int) -> _Started:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_serve, args=(theirs, job, place, cores), name="featurecache-worker", daemon=True
+        )
+        with _no_main_module():
+            process.start()
+        # The end of the pipe is seen only when nobody else holds its other end.
+        theirs.close()
+        return cls(place, process, ours)
+
+
+def _places(settings: ExtractionSettings) -> list[_Place]:
+    """Return where each worker computes."""
+    if settings.device != ALL_GPUS:
+        return [_Place(settings.device)] * (settings.num_processes or min(2, num_cores()))
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        raise RequestError("--device cuda:all, but there is no GPU here; leave it out to compute on the CPU")
+    listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = listed if len(listed) == count else [str(index) for index in range(count)]
+    per_gpu = max((settings.num_processes or count) // count, 1)
+    # Whoever sees one GPU cannot use memory of another by mistake.
+    return [_Place("cuda:0", name) for name in names for _ in range(per_gpu)]
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Hide the main module while a process starts.
+
+    It would be imported there: a script without ``if __name__ == "__main__"`` would run once more in each worker, and
+    nothing of it is needed.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _serve(connection: Connection, job: ExtractionJob, place: _Place, cores: int) -> None:
+    """Work in a process that was started for it, and tell the starter what happens."""
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    if place.visible_gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.visible_gpu
+    try:
+        with stops_cleanly():
+            report = work(job, device=place.device, cores=cores, progress=_Told(connection))
+        connection.send(("done", report))
+    except KeyboardInterrupt:
+        remove_temporary()  # the starter says why
+    except Exception as error:
+        connection.send(("failed", _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error as it arrives elsewhere: itself, or one that says the same where it does not travel."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        kind: type[Exception] = FeatureCacheError if isinstance(error, FeatureCacheError) else RuntimeError
+        return kind(str(error))
+    return error
+
+
+def _end_with_starter() -> None:
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+    starter.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Progress of a worker, told to the process that started it."""
+
+    connection: Connection
+
+    def start(self, phase: str, total: int) -> None:
+        self._tell("start", (phase, total))
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        self._tell("advance", (count, bad))
+
+    def say(self, text: str) -> None:
+        self._tell("say", text)
+
+    def note(self, text: str) -> None:
+        self._tell("note", text)
+
+    def _tell(self, kind: str, value: Any) -> None:
+        with suppress(OSError):  # the starter is gone, and this process ends soon
+            self.connection.send((kind, value))

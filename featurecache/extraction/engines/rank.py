@@ -1,0 +1,60 @@
+"""One worker of many that something else started: torchrun, srun, a job array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from featurecache.errors import RequestError
+from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.work import work
+from featurecache.extraction.worker_report import WorkerReport
+from featurecache.machine import num_cores
+from featurecache.progress import Progress
+from featurecache.specs import ALL_GPUS
+
+_RANKS = ("RANK", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID")
+_LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
+_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")
+
+
+@dataclass(frozen=True)
+class RankEngine:
+    """Runs a job's worker in this process, as one of those that share the cache; whoever started them ends them.
+
+    The first that comes scans the source, and the others wait for its listing. On a machine with several GPUs the
+    worker takes that of its local rank, and its share of the cores.
+    """
+
+    progress: Progress
+
+    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+        """Work, and report it.
+
+        Raises
+        ------
+        RequestError
+            Nothing says which of several this process is.
+        """
+        if _number(os.environ, _RANKS) is None:
+            raise RequestError(
+                f"the engine rank is for processes that torchrun, srun or a job array starts: none of "
+                f"{', '.join(_RANKS)} is set; use --engine processes for several on this machine"
+            )
+        local_rank, local_size = _number(os.environ, _LOCAL_RANKS) or 0, _number(os.environ, _LOCAL_SIZES) or 1
+        device = None
+        if job.settings.device in ("auto", "cuda", ALL_GPUS):
+            import torch
+
+            count = torch.cuda.device_count()
+            # Slurm may show each task its own GPU alone, which is number 0 to it.
+            device = f"cuda:{local_rank % count}" if count else "cpu"
+        # A batch system that binds tasks to cores has divided them already: then this process sees no others.
+        cores = max(num_cores() // local_size, 1) if num_cores() == (os.cpu_count() or 1) else None
+        yield work(job, device=device, cores=cores, progress=self.progress)
+
+
+def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    """Return the first of some variables that is a number."""
+    return next((int(text) for name in names if (text := environment.get(name, "")).isdecimal()), None)

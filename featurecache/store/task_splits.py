@@ -1,0 +1,138 @@
+"""The splits of a task: made for its kind and groups, those of an earlier task kept, and refused where impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import TaskError
+from featurecache.hashing import digest_bytes
+from featurecache.specs import TaskKind
+from featurecache.store.labels import SPLITS
+from featurecache.store.samples import Ids, find_ids
+from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
+from featurecache.store.tasks import Task, known_of
+
+
+def make_splits(
+    ids: Ids,
+    targets: NDArray[Any],
+    kind: TaskKind,
+    names: list[str],
+    groups: NDArray[np.int32] | None,
+    kept: NDArray[np.int64],
+    random_state: int,
+) -> NDArray[np.uint8]:
+    """Return splits of samples whose labels bring none, by kind and groups; see `featurecache.store.splits`.
+
+    Parameters
+    ----------
+    ids, targets : ndarray
+        Samples and their targets, as `Task` holds them.
+    kind : str
+    names, groups : list of str, ndarray or None
+        Groups by number, and the number of each sample.
+    kept : ndarray of int64
+        From `previous_splits`.
+    random_state : int
+    """
+    # Numbers have no classes to be alike in, so their fifths are.
+    strata = strata_of_numbers(targets) if kind == "regression" else targets
+    if groups is not None:
+        lots = [digest_bytes(f"{random_state} {name}".encode()) for name in names]
+        return grouped_splits(groups, strata == 1 if kind == "multilabel" else strata, lots, kept=kept)
+    if kind == "multilabel":  # each sample is a group: of each label as near to its share as can be
+        lots = [digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids]
+        return grouped_splits(np.arange(len(ids), dtype=np.int32), targets == 1, lots, kept=kept)
+    return stratified_splits(ids, strata, random_state=random_state, kept=kept)
+
+
+def previous_splits(
+    ids: Ids,
+    previous: Task | None,
+    random_state: int,
+    classes: Sequence[str],
+    groups: NDArray[np.int32] | None,
+) -> NDArray[np.int64]:
+    """Return the earlier split of each sample, -1 where it is new or the earlier splits were made otherwise.
+
+    Of other classes, or of samples that were grouped otherwise, splits say nothing.
+
+    Parameters
+    ----------
+    ids : ndarray of uint8 (n, 32)
+    previous : Task or None
+        The task of that name so far.
+    random_state : int
+    classes : sequence of str
+    groups : ndarray of int32 (n,), or None
+    """
+    kept = np.full(len(ids), -1, np.int64)
+    if previous is None or (previous.about["splits"], previous.about["random_state"]) != ("made", random_state):
+        return kept
+    if not set(previous.classes) <= set(classes) or (previous.groups is None) != (groups is None):
+        return kept
+    index = find_ids(ids, previous.ids)
+    kept[index >= 0] = previous.splits[index[index >= 0]]
+    return kept
+
+
+def check_groups(groups: NDArray[np.int32], names: list[str], splits: NDArray[np.uint8]) -> None:
+    """Raise `TaskError` where the splits that labels bring divide a group.
+
+    Parameters
+    ----------
+    groups : ndarray of int32 (n,)
+    names : list of str
+        Of the groups, by number.
+    splits : ndarray of uint8 (n,)
+    """
+    lowest, highest = np.full(len(names), 255), np.zeros(len(names), np.int64)
+    np.minimum.at(lowest, groups, splits)
+    np.maximum.at(highest, groups, splits)
+    if (torn := np.flatnonzero(lowest < highest)).size:
+        k = int(torn[0])
+        raise TaskError(
+            f"{torn.size} groups are in several parts, first {names[k]!r} in {SPLITS[lowest[k]]} and "
+            f"{SPLITS[highest[k]]}; give all of a group one split, or leave the splits out to have them made"
+        )
+
+
+def check_splits(task: Task) -> None:
+    """Raise `TaskError` where train lacks a class, or no split is left to test on."""
+    if not task.has("train"):
+        raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
+    if task.kind == "classification" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
+        raise TaskError(
+            f"task {task.name!r} has one sample of each of its {len(task.classes)} classes: a head that learns from it "
+            "has none left to be tested on; add a second sample of each class, choose other folders or another label "
+            "column, or say --kind regression of numbers"
+        )
+    if not (task.has("validation") or task.has("test")):
+        raise TaskError(
+            f"task {task.name!r} has only a train part; add a test part, or leave the splits out to have them made"
+        )
+    targets = {split: task.labels[task.splits == number] for number, split in enumerate(SPLITS)}
+    if task.kind != "classification":
+        known = known_of(targets["train"], task.kind).any(axis=0)
+        if not known.all():
+            names = ", ".join(repr(task.classes[k]) for k in np.flatnonzero(~known))
+            raise TaskError(
+                f"task {task.name!r}: {names} is not known for any sample of the train part; leave it out, or "
+                "correct the splits"
+            )
+    if task.kind == "regression":
+        return
+    present = {
+        split: set((np.unique(y) if y.ndim == 1 else np.flatnonzero((y == 1).any(axis=0))).tolist())
+        for split, y in targets.items()
+    }
+    for split in ("validation", "test"):
+        if unseen := present[split] - present["train"]:
+            names = ", ".join(repr(task.classes[k]) for k in sorted(unseen))
+            raise TaskError(
+                f"task {task.name!r}: {names} occurs in the {split} part but never in train; correct the splits"
+            )
