@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -64,6 +63,8 @@ class ImageDataset(InputDataset):
         super().__init__(np.arange(len(files)), (3, *preprocess.crop_shape), identity)
         self.files, self.preprocess = files, preprocess
         self._prepare = input_kind_of(preprocess).prepare(preprocess)
+        self.modality = ImageModality(preprocess, None)
+        """Of plain images; its `undisturbed` is entered around all reading."""
         # Threads, not processes: decoders release the interpreter's lock.
         self._threads = ThreadPoolExecutor(num_cores())
 
@@ -75,28 +76,23 @@ class ImageDataset(InputDataset):
         RequestError
             One cannot be read any more.
         """
-        modality = ImageModality(self.preprocess, None if draw is None else ViewSpec(seed=draw.seed))
+        modality = self.modality if draw is None else ImageModality(self.preprocess, ViewSpec(seed=draw.seed))
         load = partial(self._load, modality, 0 if draw is None else draw.number)
         files = [self.files[index] for index in self.indices[selected].tolist()]
-        return self._prepared(np.stack(list(self._threads.map(load, files))))
-
-    def undisturbed(self) -> AbstractContextManager[None]:
-        """Keep off what other libraries set for all; entered around all reading."""
-        return ImageModality(self.preprocess, None).undisturbed()
+        pixels = torch.from_numpy(np.stack(list(self._threads.map(load, files))))
+        with torch.no_grad():
+            images: Tensor = self._prepare(pixels).contiguous()
+        return images
 
     def reference(self) -> dict[str, Any]:
         """Return the record of the program's own images at the network's input."""
-        modality = ImageModality(self.preprocess, None)
-        with self.undisturbed():
+        modality = self.modality
+        with modality.undisturbed(), torch.no_grad():
             pixels = np.concatenate([modality.load(data).arrays for data in modality.reference_inputs])
             ran = drift.provenance("torch", "cpu", len(pixels))
-            record = drift.reference_of({TAP: self._prepared(pixels).numpy()}, modality, ran)
+            images = self._prepare(torch.from_numpy(pixels)).contiguous().numpy()
+            record = drift.reference_of({TAP: images}, modality, ran)
         return dict(msgspec.to_builtins(record))
-
-    def _prepared(self, pixels: NDArray[np.uint8]) -> Tensor:
-        with torch.no_grad():
-            prepared: Tensor = self._prepare(torch.from_numpy(pixels)).contiguous()
-        return prepared
 
     def _load(self, modality: ImageModality, number: int, file: Input) -> NDArray[np.uint8]:
         try:
@@ -118,20 +114,17 @@ class ImageSet(FeatureSet):
     """Of the images in the sample table, sorted."""
     dataset: ImageDataset
     """The image of each row."""
+    num_bytes: ClassVar[int] = 0
+    """Nothing is cached of an image."""
 
     def open(self) -> Features:
         """Return the images as features."""
         return ImageFeatures(self)
 
     @property
-    def num_bytes(self) -> int:
-        """Nothing is cached of an image."""
-        return 0
-
-    @property
     def key(self) -> str:
         """Tell it from all others, and from what is cached of the same images."""
-        return f"{super().key} of {self.dataset.digest()}"
+        return f"{super().key} of {self.dataset.identity}"
 
     def reference(self) -> dict[str, Any] | None:
         """Return what known images are on this machine at the network's input, which is what is trained on here."""

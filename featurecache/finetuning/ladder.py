@@ -40,6 +40,7 @@ LEVEL = 0.05
 """Of ladders whose rungs are all equally good, at most this share climbs."""
 _ROUGHLY = 4
 """A whole network's speed may be that far from the speed of its end in training."""
+# About what `measured_speed` takes: a step to warm up, two that are timed, and a prediction.
 _STEPS_TO_TIME = 4
 
 
@@ -74,13 +75,12 @@ class Rung:
         if self.head is None:
             return document
         result = self.head.result
-        return document | {
-            "head": result.head,
-            "selection_score": result.selection_score,
-            "seconds": round(result.seconds, 3),
-            "against_probe": _verdict(report, self.head, probe),
-            "against_chosen": _verdict(report, self.head, report.best),
-        }
+        document |= {"head": result.head, "selection_score": result.selection_score}
+        document["seconds"] = round(result.seconds, 3)
+        for name, other in (("against_probe", probe), ("against_chosen", report.best)):
+            compared = report.compare(self.head, other)
+            document[name] = None if compared is None else compared.verdict
+        return document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,8 @@ class Ladder:
         probe = self.rungs[0].head
         assert probe is not None
         rungs = [rung.to_json(self.report, probe) for rung in self.rungs]
-        plan = {"num_trainings": self.plan.num_fits, "rungs": [rung.to_json() for rung in self.plan.rungs]}
+        num_fits = sum(len(rung.fits) for rung in self.plan.rungs)
+        plan = {"num_trainings": num_fits, "rungs": [rung.to_json() for rung in self.plan.rungs]}
         return {"ladder": rungs, "ladder_plan": plan, "ladder_overrun": round(self.overrun, 1)}
 
 
@@ -136,7 +137,24 @@ def climb(
     """
     # From a linear head, so that a deeper tail has no worse start than a shallower one.
     training = replace(training, tuning=replace(training.tuning, start=("probe",)))
-    return _Climb(training, sets, seconds, clock).run(on_plan, on_rung)
+    state = _Climb(training, sets, seconds, clock)
+    plan = LadderPlan(rungs=tuple(_plan(training, feature_set, state.seen) for feature_set in state.whole))
+    on_plan(plan)
+    report, first = state.linear_rung()
+    rungs = [first]
+    for feature_set, planned in zip(state.whole, plan.rungs, strict=True):
+        on_rung(rungs[-1])
+        rungs.append(state.rung(feature_set, planned, report))
+    on_rung(rungs[-1])
+    training.remove_checkpoints(state.whole, [TAIL])
+    _choose(report, rungs, max(rung.num_settings for rung in plan.rungs))
+    overrun = max(clock() - state.deadline, 0.0)
+    # The last step that began in time may end after it.
+    if overrun >= 1:
+        text = f"training took {overrun:.0f} s longer than the {seconds:.0f} s that were allowed"
+        report.warnings.append(ReportWarning(kind="deadline", count=1, text=text))
+    report.warnings += choice_warnings(report)
+    return Ladder(report=report, rungs=rungs, plan=plan, overrun=overrun)
 
 
 class _Climb:
@@ -152,14 +170,14 @@ class _Climb:
     def __init__(
         self, training: LayerTraining, sets: Sequence[FeatureSet], seconds: float, clock: Callable[[], float]
     ) -> None:
-        self.training, self.clock, self.seconds = training, clock, seconds
+        self.training, self.clock = training, clock
         self.deadline = clock() + seconds
         self.pooled, whole = _pooled_and_whole(sets)
         self.network = training.reproduce(whole[0], needed_by="a ladder")
         training.check_views(sets)
         self.seen = dry_run(self.network, with_costs=True)
         # The latest layers first: they cost least, and each depth predicts the next.
-        self.whole = sorted(whole, key=lambda feature_set: -self.seen.order[_node(feature_set)])
+        self.whole = sorted(whole, key=lambda feature_set: -self.seen.order[feature_set.tap.rpartition(":")[0]])
         # Seconds of fitting the linear head, and of one operation; known when the former is fitted.
         self.linear_fit, self.flop = 0.0, 0.0
 
@@ -168,11 +186,9 @@ class _Climb:
         """Seconds that are left."""
         return max(self.deadline - self.clock(), 0.0)
 
-    def run(self, on_plan: Callable[[LadderPlan], None], on_rung: Callable[[Rung], None]) -> Ladder:
-        """Train all rungs; see `climb`."""
+    def linear_rung(self) -> tuple[TrainingReport, Rung]:
+        """Fit the linear head on pooled features, and measure what predicts the rungs to come where time is limited."""
         training, task = self.training, self.training.task
-        plan = LadderPlan(rungs=tuple(_plan(training, feature_set, self.seen) for feature_set in self.whole))
-        on_plan(plan)
         begun, linear = self.clock(), LINEAR_PROBES[task.kind]
         report = train_heads(
             training.store,
@@ -189,30 +205,17 @@ class _Climb:
         estimator = report.best.result.estimator
         size = estimator.coef_.size + np.size(estimator.intercept_)
         tap, num_bytes = self.pooled.tap, self.pooled.num_bytes
-        rungs = [Rung(tap=tap, num_bytes=num_bytes, head=report.best, num_trainable=size)]
         self.linear_fit = self.clock() - begun
         if not math.isinf(self.deadline):
             self.flop = seconds_of_a_flop(self.network, self.seen.flops[PRE_LOGITS], clock=self.clock)
-        for feature_set, planned in zip(self.whole, plan.rungs, strict=True):
-            on_rung(rungs[-1])
-            rungs.append(self._rung(feature_set, planned, report))
-        on_rung(rungs[-1])
-        training.remove_checkpoints(self.whole, [TAIL])
-        _choose(report, rungs, max(rung.num_settings for rung in plan.rungs))
-        overrun = max(self.clock() - self.deadline, 0.0)
-        # The last step that began in time may end after it.
-        if overrun >= 1:
-            text = f"training took {overrun:.0f} s longer than the {self.seconds:.0f} s that were allowed"
-            report.warnings.append(ReportWarning(kind="deadline", count=1, text=text))
-        report.warnings += choice_warnings(report)
-        return Ladder(report=report, rungs=rungs, plan=plan, overrun=overrun)
+        return report, Rung(tap=tap, num_bytes=num_bytes, head=report.best, num_trainable=size)
 
-    def _rung(self, feature_set: FeatureSet, plan: RungPlan, report: TrainingReport) -> Rung:
+    def rung(self, feature_set: FeatureSet, plan: RungPlan, report: TrainingReport) -> Rung:
         """Train a tail if there is time for it, and take it into the report, or give the reason why not."""
         rung = Rung(tap=feature_set.tap, num_bytes=feature_set.num_bytes)
         try:
             costs = [] if math.isinf(self.deadline) else self._costs(feature_set, plan)
-            predicted, left = (_total(costs), self.left) if costs else (None, math.inf)
+            predicted, left = (sum(map(sum, costs)), self.left) if costs else (None, math.inf)
             if predicted is not None and predicted > left:
                 reason = f"would take about {predicted:.0f} s, and {left:.0f} s are left"
                 return replace(rung, reason=reason, predicted_seconds=predicted)
@@ -235,7 +238,7 @@ class _Climb:
         speed = speed_by_operations(plan.flops, self.flop, tuning, linear_fit=self.linear_fit)
         costs = [speed.cost(fit, tuning) for fit in plan.fits]
         # A few steps are taken unless the rung is far from fitting, or these steps alone would be a large share of it.
-        if _total(costs) > _ROUGHLY * self.left or _STEPS_TO_TIME * speed.step > self.left / _ROUGHLY:
+        if sum(map(sum, costs)) > _ROUGHLY * self.left or _STEPS_TO_TIME * speed.step > self.left / _ROUGHLY:
             return costs
         factory = layer_factory(TAIL, feature_set.tap, feature_set.activation_shape, self.network)
         speed = measured_speed(factory, feature_set, tuning, clock=clock, linear_fit=self.linear_fit)
@@ -288,18 +291,10 @@ def _choose(report: TrainingReport, rungs: list[Rung], num_settings: int) -> Non
 
 
 def _plan(training: LayerTraining, feature_set: FeatureSet, seen: DryRun) -> RungPlan:
-    node = _node(feature_set)
+    node = feature_set.tap.rpartition(":")[0]
     flops = max(seen.flops[PRE_LOGITS] - (0 if node == INPUT else seen.flops.get(node, 0)), 0)
     state = training.random_state
     return plan_rung(training.task, feature_set, training.tuning, flops=flops, random_state=state)
-
-
-def _total(costs: Sequence[TrainingCost]) -> float:
-    return sum(map(sum, costs))
-
-
-def _node(feature_set: FeatureSet) -> str:
-    return feature_set.tap.rpartition(":")[0]
 
 
 def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[FeatureSet]]:
@@ -327,8 +322,3 @@ def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[Feat
             f"a ladder is of one network, and {whole[0]} and {others[0]} are of two; choose with --fingerprint"
         )
     return next((feature_set for feature_set in pooled if feature_set.tap.startswith("pre_logits:")), pooled[-1]), whole
-
-
-def _verdict(report: TrainingReport, head: TrainedHead, other: TrainedHead) -> str | None:
-    compared = report.compare(head, other)
-    return None if compared is None else compared.verdict

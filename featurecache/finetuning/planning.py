@@ -33,6 +33,7 @@ Clock = Callable[[], float]
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 2
 TRAINING_PASSES = 3
 """Forward, gradients of activations and gradients of parameters each cost about the same."""
+# As training holds rows out to stop by: a tenth of them, and none of fewer than a thousand.
 _HELD_OUT, _MIN_HELD_OUT_ROWS = 0.1, 1000
 _READ_ROWS = 8
 
@@ -77,17 +78,13 @@ class LadderPlan:
 
     rungs: tuple[RungPlan, ...]
 
-    @property
-    def num_fits(self) -> int:
-        """Of all rungs, the linear head not included."""
-        return sum(len(rung.fits) for rung in self.rungs)
-
     def __str__(self) -> str:
         first = self.rungs[0]
         last = sum(len(rung.fits) - rung.num_settings * rung.num_folds for rung in self.rungs)
-        counts = {"depth": len(self.rungs), "setting": first.num_settings, "fold": first.num_folds}
-        product = " x ".join(_counted(count, noun) for noun, count in counts.items())
-        return f"{_counted(self.num_fits, 'training')} to come: {product}, and {last} more on all rows to be kept"
+        counts = {"training": sum(len(rung.fits) for rung in self.rungs), "depth": len(self.rungs)}
+        counts |= {"setting": first.num_settings, "fold": first.num_folds}
+        total, *factors = (f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+        return f"{total} to come: {' x '.join(factors)}, and {last} more on all rows to be kept"
 
 
 def plan_rung(task: Task, feature_set: FeatureSet, tuning: FineTuning, *, flops: int, random_state: int) -> RungPlan:
@@ -143,16 +140,10 @@ class Speed:
     def cost(self, fit: Fit, tuning: FineTuning) -> TrainingCost:
         """Return the predicted seconds of a training."""
         held_out = math.ceil(_HELD_OUT * fit.num_rows) if fit.num_rows >= _MIN_HELD_OUT_ROWS else 0
-        steps, epochs = num_steps(fit.num_rows - held_out, tuning)
+        steps, epochs = tuning.num_steps(fit.num_rows - held_out)
         predicted = fit.num_rows + epochs * held_out  # features of the linear head, and evaluations of epochs
-        seconds = self.linear_fit + steps * self.step + predicted * self.predict
+        seconds = self.linear_fit + steps * epochs * self.step + predicted * self.predict
         return TrainingCost(seconds, fit.num_predicted * self.predict)
-
-
-def num_steps(num_rows: int, tuning: FineTuning) -> tuple[int, int]:
-    """Return steps and epochs of a training."""
-    epochs = tuning.num_epochs(num_rows)
-    return epochs * math.ceil(num_rows / tuning.batch_size), epochs
 
 
 def speed_by_operations(flops: int, seconds_of_a_flop: float, tuning: FineTuning, *, linear_fit: float = 0.0) -> Speed:
@@ -212,6 +203,7 @@ def measured_speed(
         layers = trainer.layers.eval()
         with torch.no_grad():
             predict = _timed(clock, lambda: layers(activations.to(tuning.device)).cpu())
+    # The shortest: whatever else the machine does only makes a step longer.
     step = min(seconds[_WARM_UP_STEPS:]) + reading
     return Speed(step=step, predict=(predict + reading) / size, linear_fit=linear_fit)
 
@@ -237,7 +229,3 @@ def _timed(clock: Clock, work: Callable[[], Any]) -> float:
     begun = clock()
     work()
     return clock() - begun
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if count != 1 else "")

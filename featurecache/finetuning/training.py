@@ -117,11 +117,11 @@ class LayerTraining:
         shape = feature_set.activation_shape
         estimator = (FineTunedRegressor if self.task.kind == "regression" else FineTunedClassifier)(
             layer_factory(head, feature_set.tap, shape, network),
-            description=_description(feature_set, head),
+            description=f"{head} {feature_set.key}",
             shape=shape,
             budget=budget,
         )
-        with feature_set.dataset.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext():
+        with feature_set.dataset.modality.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext():
             for tuning in by_augmentation(self.tuning, feature_set):
                 folder = self.checkpoint_folder(feature_set, head, tuning)
                 estimator.set_params(checkpoints=str(folder), **tuning.params())
@@ -169,7 +169,7 @@ class LayerTraining:
         """
         # What changes no number is left out, so that a killed training may be gone on with otherwise.
         identity = {name: value for name, value in vars(tuning).items() if name not in ("resume", "checkpoint_seconds")}
-        identity |= {"task": self.task.name, "layers": _description(feature_set, head)}
+        identity |= {"task": self.task.name, "layers": f"{head} {feature_set.key}"}
         identity |= {"tta": self.tta, "balanced": self.balanced, "seed": self.random_state}
         return self.store.path / TRAINING / digest_json("training", 1, identity)[:16]
 
@@ -179,6 +179,7 @@ class LayerTraining:
             for tuning in by_augmentation(self.tuning, feature_set):
                 folder = self.checkpoint_folder(feature_set, head, tuning)
                 shutil.rmtree(folder, ignore_errors=True)
+                # Not empty as long as there are checkpoints of another training.
                 with suppress(OSError):
                     folder.parent.rmdir()
 
@@ -240,7 +241,3 @@ def keeps_statistics(head: TrainedHead) -> bool:
         return False
     layers = estimator.fitted_layers
     return not layers.is_own and any(getattr(module, "track_running_stats", False) for module in layers.modules())
-
-
-def _description(feature_set: FeatureSet, head: str) -> str:
-    return f"{head} {feature_set.key}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,11 +41,6 @@ class ClassifierBase(HeadMixin):
             raise ValueError("class_weight is for rows of one class each, not for several labels; leave it out")
         self.classes_, y_index = checked_indicator(labels) if self.multilabel_ else checked_labels(labels)
         return y_index
-
-    def _like(self, other: Self) -> Self:
-        """Take features and classes from another estimator."""
-        self.n_features_in_, self.classes_, self.multilabel_ = other.n_features_in_, other.classes_, other.multilabel_
-        return self
 
 
 class LogitMixin(ClassifierBase):

@@ -5,7 +5,7 @@ Each block holds rows of one fold only, so that the problems that leave that fol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -84,10 +84,10 @@ class FoldBlocks:
         self.folds = [int(fold) for fold in np.unique(self.fold)]
         self._block_rows = max(_BLOCK_BYTES // (self.num_features * self.dtype.itemsize), 64)
 
-    def blocks(self) -> Iterable[Block]:
+    def __iter__(self) -> Iterator[Block]:
         """Hand out all rows, each once."""
         in_memory = isinstance(self.X, np.ndarray) and not isinstance(self.X, np.memmap)
-        return self._in_memory if in_memory else self._read()
+        return iter(self._in_memory) if in_memory else self._read()
 
     def without_folds(self) -> FoldBlocks:
         """Return the same rows in blocks that do not heed folds."""
@@ -146,7 +146,7 @@ class Moments:
             torch.zeros(len(data.folds), *size, dtype=torch.float64, device=data.device) for size in sizes
         )
         y, shift = torch.from_numpy(data.y).to(data.device), None
-        for block in data.blocks():
+        for block in data:
             X, fold = block.X.double(), data.folds.index(block.fold)
             shift = X.mean(0) if shift is None else shift
             X = X - shift

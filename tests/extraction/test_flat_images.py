@@ -152,6 +152,6 @@ def test_training_on_images_obeys_the_range(source: Path, tmp_path: Path) -> Non
     listing = store.listings.load(source)
     assert listing is not None
     dataset = images.dataset
-    with dataset.undisturbed():
+    with dataset.modality.undisturbed():
         pixels = dataset.read(np.searchsorted(images.rows, [listing.row_of["red/deep0.png"]]))
     assert float(pixels.max() - pixels.min()) > 1.5  # of 2, with a standard deviation of 0.5

@@ -11,7 +11,7 @@ from conftest import TINY, write_cache
 
 from featurecache.evaluation.comparison import compare
 from featurecache.finetuning.ladder import LEVEL, Ladder, climb, shallowest_unless_better
-from featurecache.finetuning.planning import Fit, LadderPlan, Speed, num_steps, speed_by_operations
+from featurecache.finetuning.planning import Fit, LadderPlan, Speed, speed_by_operations
 from featurecache.finetuning.settings import FineTuning
 from featurecache.finetuning.training import LayerTraining
 from featurecache.heads.gradient.budget import TrainingBudget, TrainingCost, loss_rise
@@ -91,7 +91,7 @@ def test_a_better_rung_is_chosen_and_no_deeper_one_that_is_as_good() -> None:
 def test_a_prediction_counts_steps_answers_and_trainings() -> None:
     speed = Speed(step=2.0, predict=0.5, linear_fit=1.0)
     tuning = FineTuning(epochs=3, batch_size=10)
-    assert num_steps(95, tuning) == (30, 3)
+    assert tuning.num_steps(95) == (10, 3)
     assert speed.cost(Fit(num_rows=95, num_predicted=20), tuning) == TrainingCost(1.0 + 30 * 2.0 + 95 * 0.5, 20 * 0.5)
     near, far = (speed_by_operations(flops, 1e-9, tuning) for flops in (10**6, 10**8))
     assert far.step == pytest.approx(100 * near.step)
@@ -135,8 +135,9 @@ def test_a_ladder_says_before_training_how_many_trainings_there_will_be(cache: F
     counts = {rung.tap: (rung.num_settings, rung.num_folds, len(rung.fits)) for rung in plan.rungs}
     folds = next(iter(counts.values()))[1]
     assert counts == {"stem:none": (2, folds, 2 * folds + 1), "input:none": (2, folds, 2 * folds + 1)}
-    assert plan.num_fits == 2 * (2 * folds + 1)
-    assert f"{plan.num_fits} trainings to come: 2 depths x 2 settings x {folds} fold" in str(plan)
+    num_fits = sum(len(rung.fits) for rung in plan.rungs)
+    assert num_fits == 2 * (2 * folds + 1)
+    assert f"{num_fits} trainings to come: 2 depths x 2 settings x {folds} fold" in str(plan)
     assert plan.rungs[0].flops < plan.rungs[1].flops
 
 
@@ -147,7 +148,7 @@ def test_what_does_not_fit_is_left_out_and_no_step_begins_after_the_deadline(cac
     predicted = [rung.predicted_seconds for rung in ladder.rungs[1:]]
     for rung, seconds in zip(ladder.plan.rungs, predicted, strict=True):
         tuning = FineTuning(epochs=EPOCHS, batch_size=BATCH)
-        steps = sum(num_steps(fit.num_rows, tuning)[0] for fit in rung.fits)
+        steps = sum(math.prod(tuning.num_steps(fit.num_rows)) for fit in rung.fits)
         assert seconds is not None
         # A step takes a second, reading its rows and answering for them less than another, a linear head another one.
         assert steps <= seconds <= 4 * (steps + len(rung.fits))
@@ -184,7 +185,7 @@ def test_trainings_that_are_slower_than_predicted_are_stopped_and_scored(cache: 
     assert (warning.kind, warning.count) == ("deadline", tail.num_stopped)
     rung = ladder.to_json()["ladder"][1]
     assert rung["num_stopped"] == tail.num_stopped
-    assert len(tail.head.result.estimator.losses_) < num_steps(tail.head.result.n_train, tuning)[0]
+    assert len(tail.head.result.estimator.losses_) < math.prod(tuning.num_steps(tail.head.result.n_train))
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.ridge import RidgeProbe
 from featurecache.heads.solver import path
 from featurecache.heads.solver.classifier import class_of_margins
-from featurecache.heads.solver.history import History
-from featurecache.heads.solver.minimiser import Minimiser, Tolerance
+from featurecache.heads.solver.curvature import History
 from featurecache.heads.solver.normal_equations import System
-from featurecache.heads.solver.objective import LinearProblem, Objective, Softmax, SquaredHinge
-from featurecache.heads.solver.path import LinearPath, search_path
+from featurecache.heads.solver.objective import GroupMoments, LinearProblem, Objective, Softmax, SquaredHinge
+from featurecache.heads.solver.path import LinearPath, Minimiser, Tolerance
+from featurecache.heads.solver.path_search import search_path
 
 VALUES = [1e-4, 1e-2, 1.0]
 
@@ -260,14 +260,16 @@ def test_what_is_remembered_of_the_curvature_stays_exact_when_the_strength_chang
     X, y = rows(3)
     never = np.full(len(y), -1)
     data = FoldBlocks(X, y, never, dtype=torch.float64)
-    objective = Objective(data, LinearProblem(Softmax(), [-1]), Moments.of(data), data)
+    weight, mean, scale, counts = Moments.of(data).without(-1)
+    moments = GroupMoments(weight[None], mean[None], scale[None], counts[None], mean, scale)
+    objective = Objective(data, LinearProblem(Softmax(), [-1]), moments, data)
     minimiser = Minimiser(objective, Tolerance(decrease=1e-6, gradient=1e-6, max_iter=5), torch.float64)
     before, after = torch.tensor([0.1]), torch.tensor([0.003])
     theta, group = minimiser.solve(before), torch.tensor([0])
     history, shape = minimiser._history, theta.shape
     count = int(history.count[0])
     old = history._changed[0, :count].clone()
-    minimiser._change_penalty(after)
+    history.change_penalty(after)
     assert count
     for place in range(count):
         moved = history._moved[0, place].view(shape)

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import HeadError
 from featurecache.heads.fitting import fit_estimator
-from featurecache.heads.gradient import stacked_training
+from featurecache.heads.gradient import fold_features
 from featurecache.heads.mlp import MlpClassifier
 
 SETTINGS: list[dict[str, Any]] = [
@@ -82,7 +82,7 @@ def test_the_space_of_few_rows_gives_heads_as_good_as_all_features_do(monkeypatc
     """By accuracy on other rows, the mean over draws; here single features matter, which the space does not know."""
     test, right = few_rows(600, seed=99), {True: [], False: []}
     for is_few, scores in right.items():
-        monkeypatch.setattr(stacked_training, "has_few_rows", lambda *size, is_few=is_few: is_few)
+        monkeypatch.setattr(fold_features, "has_few_rows", lambda *size, is_few=is_few: is_few)
         for seed in range(3):
             head = MlpClassifier(learning_rate=0.003).fit(*few_rows(60, seed))
             scores.append(head.score(*test))

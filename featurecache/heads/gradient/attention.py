@@ -19,9 +19,9 @@ class StackedAttention(StackedModels):
     def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
         width = self.sizes.features // self.sizes.tokens
         # From zero they would all stay alike; this small, the first step still sees nearly the mean of the tokens.
-        self._queries = self._stacked(self._normal(width, shape[0], scale=0.1 / math.sqrt(width)), decays=True)
-        self._weights = self._stacked(torch.zeros(width, self.sizes.outputs), decays=True)
-        self._intercepts = self._stacked(torch.zeros(self.sizes.outputs), decays=False)
+        self._queries = self._stacked(width, shape[0], scale=0.1 / math.sqrt(width), decays=True)
+        self._weights = self._stacked(width, self.sizes.outputs, decays=True)
+        self._intercepts = self._stacked(self.sizes.outputs, decays=False)
         return [self._queries, self._weights, self._intercepts]
 
     def logits(self, X_FBD: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -12,8 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from featurecache.atomic import make_folder, publish_bytes
-
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,50 +28,49 @@ class TrainingState:
     done: bool
 
 
+@dataclass(kw_only=True, eq=False)
 class Checkpoint:
     """The file of one training.
 
     Parameters
     ----------
-    folder : Path
-        Made when something is written.
-    digest : str
-        Of everything that the result depends on: another training has another file.
+    path : Path
+        Named by everything that the result depends on: another training has another file. Its folder is made when
+        something is written.
     every : float
         Seconds between writing.
     resume : bool
         Go on from what is there; otherwise it is replaced.
+
+    Attributes
+    ----------
+    last : float
+        When it was written, or else made, by ``time.monotonic``.
+    is_written : bool
     """
 
-    def __init__(self, folder: Path, digest: str, *, every: float, resume: bool) -> None:
-        # 128 bits: enough that no two trainings share a file.
-        self._path = folder / f"{digest[:32]}{SUFFIX}"
-        self._every, self._resume, self._last, self._written = every, resume, time.monotonic(), False
-
-    def is_due(self, *, last: bool) -> bool:
-        """Tell whether to write now."""
-        return last or time.monotonic() - self._last >= self._every
+    path: Path
+    every: float
+    resume: bool
+    last: float = field(default_factory=time.monotonic, init=False)
+    is_written: bool = field(default=False, init=False)
 
     def write(self, tensors: dict[str, Tensor], progress: TrainingState) -> None:
         """Keep tensors and progress, all or nothing."""
-        make_folder(self._path.parent)
+        make_folder(self.path.parent)
         # safetensors takes no tensors on another device, and none with gaps.
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        publish_bytes(self._path, safetensors.torch.save(plain, {"progress": json.dumps(asdict(progress))}))
-        self._last, self._written = time.monotonic(), True
+        publish_bytes(self.path, safetensors.torch.save(plain, {"progress": json.dumps(asdict(progress))}))
+        self.last, self.is_written = time.monotonic(), True
 
     def read(self) -> tuple[dict[str, Tensor], TrainingState] | None:
         """Return what was kept; None where nothing can be gone on from."""
-        if not self._resume or not self._path.is_file():
+        if not self.resume or not self.path.is_file():
             return None
         try:
-            with safe_open(self._path, framework="pt") as file:
+            with safe_open(self.path, framework="pt") as file:
                 progress = TrainingState(**json.loads((file.metadata() or {})["progress"]))
                 return {name: file.get_tensor(name) for name in file.keys()}, progress  # noqa: SIM118 (no mapping)
         # A name is complete, and so another program wrote this, or a release that kept something else.
         except (SafetensorError, KeyError, TypeError, ValueError):
             return None
-
-    def __str__(self) -> str:
-        """Name the last good checkpoint, for the end of a message."""
-        return f" (how far it was is kept in {self._path})" if self._written else ""

@@ -10,12 +10,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-
-from featurecache.hashing import digest_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +32,7 @@ class Draw(NamedTuple):
     """Of the view: the epoch, so that each shows another one."""
 
 
+@dataclass(eq=False, repr=False)
 class Dataset(ABC):
     """Samples that are read when they are needed.
 
@@ -42,8 +42,7 @@ class Dataset(ABC):
         Of the samples among all that could be read.
     """
 
-    def __init__(self, indices: NDArray[np.int64]) -> None:
-        self.indices = indices
+    indices: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -64,10 +63,6 @@ class Dataset(ABC):
         draw : Draw, optional
             Read a random view of each; the plain samples when left out.
         """
-
-    @abstractmethod
-    def digest(self) -> str:
-        """Return a digest of all that could be read."""
 
 
 class ActivationDataset(Dataset):
@@ -95,11 +90,8 @@ class ActivationDataset(Dataset):
         values = np.array(self._rows[self.indices[selected]], np.float32, order="C")
         return torch.from_numpy(values).view(len(values), *self._shape)
 
-    def digest(self) -> str:
-        """See `Dataset.digest`."""
-        return digest_arrays("", [self._rows])
 
-
+@dataclass(eq=False, repr=False)
 class InputDataset(Dataset):
     """Inputs that are decoded whenever they are read; stands where a search has an array of features.
 
@@ -113,12 +105,10 @@ class InputDataset(Dataset):
         Digest of all inputs.
     """
 
-    nbytes = 0
+    sample_shape: tuple[int, ...]
+    identity: str = ""
+    nbytes: ClassVar[int] = 0
     """Nothing is held in memory."""
-
-    def __init__(self, indices: NDArray[np.int64], sample_shape: tuple[int, ...], identity: str = "") -> None:
-        super().__init__(indices)
-        self.sample_shape, self._identity = sample_shape, identity
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -130,20 +120,11 @@ class InputDataset(Dataset):
         """Numbers of all samples."""
         return math.prod(self.shape)
 
-    def digest(self) -> str:
-        """See `Dataset.digest`."""
-        return self._identity
-
     def with_samples_of(self, other: Self) -> Self:
         """Return the samples of both."""
         joined = copy.copy(self)
         joined.indices = np.concatenate([self.indices, other.indices])
         return joined
-
-
-def blocks(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Divide indices into blocks of a size; the last may be smaller."""
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Read]:

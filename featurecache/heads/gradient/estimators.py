@@ -188,6 +188,7 @@ class StackedEstimator(StackedOptions, GradientEstimator):
         shapes = [ModelSetting(model._stack()[1], model.learning_rate, model.weight_decay) for model in models]
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         fitted: list[list[Self]] = [[] for _ in settings]
+        params = self.get_params(deep=False)
         # Numbers are in units of the rows that are fitted on: a training of its own for each fold.
         one_by_one = [np.where(fold == number, 0, -1) for number in np.unique(fold[fold >= 0])] or [fold]
         for held_out in [fold] if is_classifier(self) else one_by_one:
@@ -201,10 +202,12 @@ class StackedEstimator(StackedOptions, GradientEstimator):
             with one_thread() if is_small(*X.shape) else nullcontext():
                 trainer = StackedTrainer(data, shapes, stack, self)
                 trainer.run()
+            # Classes or units: all that is no parameter.
+            known = {name: value for name, value in vars(self).items() if name not in params}
             for estimators, model, trained in zip(fitted, models, trainer.trained, strict=True):
                 for layers, num_steps in trained:
-                    estimators.append(clone(model)._like(self))
-                    estimators[-1].n_iter_ = num_steps
+                    estimators.append(clone(model))
+                    estimators[-1].__dict__.update(known, n_iter_=num_steps)
                     estimators[-1]._keep(layers, np.float64 if dtype == torch.float64 else np.float32)
         yield from zip(settings, fitted, strict=True)
 

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featurecache.errors import HeadError
 from featurecache.hashing import digest_arrays
 from featurecache.heads.gradient.budget import TrainingBudget, loss_rise
-from featurecache.heads.gradient.datasets import ActivationDataset, Dataset, blocks, read_ahead
+from featurecache.heads.gradient.datasets import ActivationDataset, Dataset, InputDataset, read_ahead
 from featurecache.heads.gradient.estimators import Fold, GradientEstimator, Settings
 from featurecache.heads.gradient.linear_start import fit_linear_head
 from featurecache.heads.gradient.options import LayerSetting, check_choices, check_numbers
@@ -125,9 +125,11 @@ class FineTuned(LayerSetting, GradientEstimator):
         """
         from featurecache.heads.gradient.layer_training import DivergedError
 
-        dataset = self._dataset(X)
-        # Of all rows once, and not for each fold: they may be gigabytes.
-        digest = "" if self.checkpoints is None else dataset.digest()
+        dataset = X if isinstance(X, Dataset) else ActivationDataset(X, self.shape)
+        digest = ""
+        if self.checkpoints is not None:
+            # Of all rows once, and not for each fold: they may be gigabytes.
+            digest = X.identity if isinstance(X, InputDataset) else digest_arrays("", [X])
         # Rows without weight are left out: they would count in the sizes of batches and epochs.
         has_weight = np.ones(len(y), bool) if sample_weight is None else sample_weight > 0
         folds = np.unique(fold[fold >= 0]).tolist()
@@ -226,14 +228,12 @@ class FineTuned(LayerSetting, GradientEstimator):
         if math.prod(self.shape) != self.n_features_in_:
             raise HeadError(f"its activations of shape {self.shape} are not {self.n_features_in_} numbers")
 
-    def _dataset(self, X: Any) -> Dataset:
-        return X if isinstance(X, Dataset) else ActivationDataset(X, self.shape)
-
     def _logits_of(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self)
         # scikit-learn's checks would read all of what is read by the batch.
-        by_batch = isinstance(X, np.memmap | Dataset)
-        dataset = self._dataset(X if by_batch else validate_data(self, X, reset=False, dtype=np.float32))
+        if not isinstance(X, np.memmap | Dataset):
+            X = validate_data(self, X, reset=False, dtype=np.float32)
+        dataset = X if isinstance(X, Dataset) else ActivationDataset(X, self.shape)
         layers = self.fitted_layers.to(self.device)
         with all_threads():
             outputs = _computed(layers, dataset, np.arange(len(dataset)), self.device)
@@ -306,7 +306,9 @@ class FineTuned(LayerSetting, GradientEstimator):
         identity = {name: value for name, value in self.get_params(deep=False).items() if name not in irrelevant}
         identity |= {"joined": layers.joined, "factors": layer_factors(layers, self.layer_decay)}
         name = digest_arrays(json.dumps([identity, digest], sort_keys=True, default=str), arrays)
-        return Checkpoint(Path(self.checkpoints), name, every=self.checkpoint_seconds, resume=self.resume)
+        # 128 bits: enough that no two trainings share a file.
+        path = Path(self.checkpoints) / f"{name[:32]}.safetensors"
+        return Checkpoint(path=path, every=self.checkpoint_seconds, resume=self.resume)
 
     def _keep(self, trainer: LayerTrainer) -> None:
         """Take what training changed."""
@@ -353,6 +355,7 @@ def _computed(
     """Return what a function makes of samples, block by block; the next block is read meanwhile."""
     import torch
 
+    size = _ROWS_AT_A_TIME
+    blocks = (indices[start : start + size] for start in range(0, len(indices), size))
     with torch.no_grad():
-        read = read_ahead(dataset.read, blocks(indices, _ROWS_AT_A_TIME))
-        return [function(block.to(device)).float().cpu().numpy() for block in read]
+        return [function(block.to(device)).float().cpu().numpy() for block in read_ahead(dataset.read, blocks)]

@@ -6,12 +6,14 @@ Axes: F folds, n rows, B batch, D features, R axes of the space of the rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.heads.checks import has_few_rows
 from featurecache.heads.fold_blocks import FoldBlocks
 from featurecache.heads.gradient.stacked import RawFeatures
 
@@ -34,11 +36,16 @@ class FoldFeatures:
         Of a row.
     square : float
         Mean of its squared length.
+    raw : list of RawFeatures
+        How features as they come become those of each fold.
     """
 
     def __init__(self, rows: FoldBlocks, mean_FD: Tensor, scale_FD: Tensor) -> None:
         self.width, self.square = rows.num_features, float(rows.num_features)
-        self._rows, self._mean_FD, self._scale_FD = rows, mean_FD, scale_FD
+        self._rows = rows
+        # In float64, as the scales of features may be many orders apart.
+        moments = zip(mean_FD.double(), scale_FD.double(), strict=True)
+        self.raw = [RawFeatures(mean_D, scale_D, None) for mean_D, scale_D in moments]
         self._mean_F1D, self._scale_F1D = (moment.unsqueeze(1).to(rows.dtype) for moment in (mean_FD, scale_FD))
 
     def read(self, indices: NDArray[np.int64]) -> Tensor:
@@ -47,11 +54,6 @@ class FoldFeatures:
         # Writable, which memory maps are not: torch has no tensors that are read only.
         X_BD = torch.from_numpy(np.require(X, requirements=["C", "W"])).to(self._rows.device, self._rows.dtype)
         return (X_BD - self._mean_F1D) / self._scale_F1D
-
-    def raw(self, fold: int) -> RawFeatures:
-        """Return how features as they come become those of a fold."""
-        # In float64, as the scales of features may be many orders apart.
-        return RawFeatures(self._mean_FD[fold].double(), self._scale_FD[fold].double(), None)
 
 
 class RowSpaceFeatures(FoldFeatures):
@@ -78,25 +80,24 @@ class RowSpaceFeatures(FoldFeatures):
         X = torch.from_numpy(np.asarray(rows.X[:], np.float64)).to(rows.device)
         # A row of weight two is two rows, and one of weight zero none.
         weight_Fn = torch.from_numpy(seen_Fn if rows.weight is None else seen_Fn * rows.weight).to(X)
-        moments = list(zip(mean_FD.double(), scale_FD.double(), strict=True))
+        axes_F = []
         # One fold after the other: each is a copy of all rows.
-        axes_F = [
-            _principal_axes(weight_n.sqrt()[:, None] * (X - mean_D) / scale_D)
-            for weight_n, (mean_D, scale_D) in zip(weight_Fn, moments, strict=True)
-        ]
+        for weight_n, (mean_D, scale_D, _) in zip(weight_Fn, self.raw, strict=True):
+            standardised = weight_n.sqrt()[:, None] * (X - mean_D) / scale_D
+            _, values, axes_RD = torch.linalg.svd(standardised, full_matrices=False)
+            axes_RD = axes_RD[values > _LEAST_VALUE * values[:1]]
+            # Each with its greatest number above zero: the decomposition leaves its sign open.
+            axes_F.append(axes_RD * axes_RD.gather(1, axes_RD.abs().argmax(1, keepdim=True)).sign())
         self.width = max(1, *map(len, axes_F))
         generator = torch.Generator().manual_seed(seed)
         turn_RR, _ = torch.linalg.qr(torch.randn(self.width, self.width, generator=generator, dtype=torch.float64))
         stretch = math.sqrt(rows.num_features / self.width)
         self.square = rows.num_features * stretch**2
         turn_RR = stretch * turn_RR.to(X)
-        self._axes_FDR = [axes.T @ turn_RR[: len(axes)] for axes in axes_F]
-        self._rows_FnR = torch.stack(
-            [
-                (X - mean_D) / scale_D @ axes_DR
-                for axes_DR, (mean_D, scale_D) in zip(self._axes_FDR, moments, strict=True)
-            ]
-        ).to(rows.dtype)
+        axes_FDR = [axes_RD.T @ turn_RR[: len(axes_RD)] for axes_RD in axes_F]
+        self.raw = [raw._replace(axes_DR=axes_DR) for raw, axes_DR in zip(self.raw, axes_FDR, strict=True)]
+        rows_FnR = [(X - raw.mean_D) / raw.scale_D @ axes_DR for raw, axes_DR in zip(self.raw, axes_FDR, strict=True)]
+        self._rows_FnR = torch.stack(rows_FnR).to(rows.dtype)
 
     def read(self, indices: NDArray[np.int64]) -> Tensor:
         """See `FoldFeatures.read`.
@@ -108,19 +109,51 @@ class RowSpaceFeatures(FoldFeatures):
         """
         return self._rows_FnR[:, torch.from_numpy(indices).to(self._rows.device)]
 
-    def raw(self, fold: int) -> RawFeatures:
-        """See `FoldFeatures.raw`.
 
-        Parameters
-        ----------
-        fold
-            As there.
-        """
-        return super().raw(fold)._replace(axes_DR=self._axes_FDR[fold])
+def features_of_folds(
+    rows: FoldBlocks,
+    means: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    seen_Fn: NDArray[np.bool_],
+    *,
+    num_tokens: int,
+    any_axes: bool,
+    seed: int,
+) -> FoldFeatures:
+    """Return features as the models of each fold are trained on them.
+
+    Parameters
+    ----------
+    rows : FoldBlocks
+    means, scales : sequence of Tensor (D,)
+        Of the rows that each fold is fitted on.
+    seen_Fn : ndarray of bool
+        Which rows these are.
+    num_tokens : int
+        Tokens in a row, which are standardised alike.
+    any_axes : bool
+        Models may take features along other axes than their own: those of the space of few rows.
+    seed : int
+        See `RowSpaceFeatures`.
+    """
+    if num_tokens > 1:
+        pairs = (_moments_of_a_token(*pair, num_tokens) for pair in zip(means, scales, strict=True))
+        means, scales = zip(*pairs, strict=True)
+    mean_FD, scale_FD = torch.stack(tuple(means)), torch.stack(tuple(scales))
+    # A row of weight two is two rows.
+    weight, count = rows.weight, len(rows.y)
+    count = count if weight is None else max(np.count_nonzero(weight), math.ceil(weight.sum()))
+    if any_axes and has_few_rows(count, rows.num_features):
+        return RowSpaceFeatures(rows, mean_FD, scale_FD, seen_Fn, seed)
+    return FoldFeatures(rows, mean_FD, scale_FD)
 
 
-def _principal_axes(rows_nD: Tensor) -> Tensor:
-    """Return orthonormal axes (R, D) of the space of the rows, each with its greatest number above zero."""
-    _, values, axes = torch.linalg.svd(rows_nD, full_matrices=False)
-    axes = axes[values > _LEAST_VALUE * values[:1]]
-    return axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+def _moments_of_a_token(mean: Tensor, scale: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return mean and scale of the features of a token, whichever it is, repeated for each token.
+
+    A feature that does not vary at a token has the scale one there, which is nothing of its own.
+    """
+    means_TD, scales_TD = mean.view(num_tokens, -1), scale.view(num_tokens, -1)
+    mean_D = means_TD.mean(0)
+    scale_D = (scales_TD.square() + (means_TD - mean_D).square()).mean(0).sqrt()
+    return mean_D.repeat(num_tokens), scale_D.repeat(num_tokens)

@@ -9,6 +9,7 @@ Axes: B batch, K classes or other outputs.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from featurecache.errors import first_line
 from featurecache.heads.gradient.augmentation import AUGMENTATIONS
 from featurecache.heads.gradient.budget import Deadline
 from featurecache.heads.gradient.checkpoints import Checkpoint, TrainingState
-from featurecache.heads.gradient.datasets import Dataset, Draw, blocks, read_ahead
+from featurecache.heads.gradient.datasets import Dataset, Draw, read_ahead
 from featurecache.heads.gradient.losses import row_losses
 from featurecache.heads.gradient.options import LayerSetting
 from featurecache.heads.gradient.trainable import TrainableLayers, parameter_groups
@@ -85,9 +86,8 @@ class LayerTrainer(Trainer[Batch]):
         checkpoint: Checkpoint | None = None,
         deadline: Deadline | None = None,
     ) -> None:
-        steps_per_epoch = math.ceil(len(data.fitted) / setting.batch_size)
-        num_steps = steps_per_epoch * setting.num_epochs(len(data.fitted))
-        schedule = Schedule(num_steps=num_steps, steps_per_round=steps_per_epoch, warmup=setting.warmup)
+        steps, epochs = setting.num_steps(len(data.fitted))
+        schedule = Schedule(num_steps=steps * epochs, steps_per_round=steps, warmup=setting.warmup)
         super().__init__(schedule, deadline)
         self.layers, self.losses = layers.to(setting.device), list[float]()
         self._data, self._setting, self._checkpoint = data, setting, checkpoint
@@ -107,7 +107,9 @@ class LayerTrainer(Trainer[Batch]):
         if self._checkpoint is None or (found := self._checkpoint.read()) is None or not self._fits(*found):
             return False
         tensors, progress = found
-        self._restore({name: tensors[f"layers.{name}"] for name in self._kept})
+        with torch.no_grad():
+            for name, tensor in self._kept.items():
+                tensor.copy_(tensors[f"layers.{name}"])
         # Of a training that is done, the best weights are all that is kept.
         best = "layers" if progress.done else "best"
         self._best = {name: tensors[f"{best}.{name}"].to(self._setting.device) for name in self._kept}
@@ -131,14 +133,16 @@ class LayerTrainer(Trainer[Batch]):
         DivergedError
             A loss or a gradient that is not finite; no step is taken then.
         """
-        self._best = self._best or self._copies()
+        self._best = self._best or {name: tensor.detach().clone() for name, tensor in self._kept.items()}
         device = self._setting.device
         # Steps seed torch; what the caller draws is to stay the same.
         with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
             super().run()
         # Stopped in the first epoch, the weights have not been compared with any others yet.
         if len(self._data.held_out) and self.step >= self.schedule.steps_per_round:
-            self._restore(self._best)
+            with torch.no_grad():
+                for name, tensor in self._kept.items():
+                    tensor.copy_(self._best[name])
         # The last step may have spoiled the weights after a good loss.
         if not all(bool(p.isfinite().all()) for p in self._trained.values()):
             rate = self._setting.learning_rate
@@ -165,9 +169,11 @@ class LayerTrainer(Trainer[Batch]):
         value = float(loss.detach())
         # Before the step: the weights, and a checkpoint of them, stay good.
         if not (math.isfinite(value) and math.isfinite(float(length))):
+            kept = self._checkpoint
             raise DivergedError(
                 f"training diverges at step {number + 1} of {self.schedule.num_steps} with the learning rate "
-                f"{setting.learning_rate:g}; use a smaller one" + (str(self._checkpoint) if self._checkpoint else "")
+                f"{setting.learning_rate:g}; use a smaller one"
+                + (f" (how far it was is kept in {kept.path})" if kept is not None and kept.is_written else "")
             )
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
@@ -193,19 +199,21 @@ class LayerTrainer(Trainer[Batch]):
         self.layers.eval()
         total, weights = 0.0, 0.0
         # As large as those of steps, which fit the device.
-        batches = blocks(data.held_out, self._setting.batch_size)
+        size = self._setting.batch_size
+        batches = [data.held_out[start : start + size] for start in range(0, len(data.held_out), size)]
         with torch.no_grad():
             for batch in zip(batches, read_ahead(data.dataset.read, batches), strict=True):
                 activations, y, weight = self._on_device(*batch)
                 total += float(self._loss(activations, y, weight, None))
                 weights += float(weight.sum())
         if self._stopping.improves(total / weights):
-            self._best = self._copies()
+            self._best = {name: tensor.detach().clone() for name, tensor in self._kept.items()}
         self.is_done |= self._stopping.is_over
 
     def _after_step(self) -> None:
         """Write a checkpoint, if it is time to."""
-        if self._checkpoint is None or not self._checkpoint.is_due(last=self.is_done):
+        checkpoint = self._checkpoint
+        if checkpoint is None or not (self.is_done or time.monotonic() - checkpoint.last >= checkpoint.every):
             return
         # Where rows are held out, the best weights are the result.
         kept = self._best if self.is_done and len(self._data.held_out) else self._kept
@@ -223,7 +231,7 @@ class LayerTrainer(Trainer[Batch]):
             rounds=stopping.rounds,
             done=self.is_done,
         )
-        self._checkpoint.write(tensors, progress)
+        checkpoint.write(tensors, progress)
 
     def _loss(self, activations: Tensor, y: Tensor, weight: Tensor, pairs: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return the sum of the weighted losses of the rows."""
@@ -259,14 +267,6 @@ class LayerTrainer(Trainer[Batch]):
         tensors = samples, self._data.y[index], self._data.weight[index]
         samples, y, weight = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return samples, y, weight
-
-    def _copies(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._kept.items()}
-
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in self._kept.items():
-                tensor.copy_(tensors[name])
 
     def _fits(self, tensors: dict[str, Tensor], progress: TrainingState) -> bool:
         """Tell whether a checkpoint is of this training: a file may be damaged, or another training's."""

@@ -108,11 +108,12 @@ class LayerOptions(TrainingOptions):
     checkpoint_seconds: float = option(30.0, "between keeping", type=float, metavar="S")
     resume: bool = option(False, "go on with a training that was killed", action="store_true")
 
-    def num_epochs(self, num_rows: int) -> int:
-        """Return how many epochs a training on so many rows takes at most."""
-        if self.epochs is not None:
-            return self.epochs
-        return max(_EPOCHS, -(-_MIN_STEPS // -(-num_rows // self.batch_size)))
+    def num_steps(self, num_rows: int) -> tuple[int, int]:
+        """Return the steps of an epoch of so many rows, and how many epochs there are at most."""
+        steps, epochs = math.ceil(num_rows / self.batch_size), self.epochs
+        if epochs is None:
+            epochs = max(_EPOCHS, math.ceil(_MIN_STEPS / steps))
+        return steps, epochs
 
     def check_options(self) -> None:
         """Raise `ValueError` for options that make no sense."""

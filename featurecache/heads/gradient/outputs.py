@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -117,12 +117,6 @@ class NumberOutputs(MultiOutputMixin, RegressorMixin, HeadMixin):
         units = mean_and_scale(numbers[fitted], None if weight is None else weight[fitted])
         self.target_mean_, self.target_scale_ = units
         return (numbers - self.target_mean_) / self.target_scale_, None
-
-    def _like(self, other: Self) -> Self:
-        """Take features and units from another estimator."""
-        self.n_features_in_, self.flat_ = other.n_features_in_, other.flat_
-        self.target_mean_, self.target_scale_ = other.target_mean_, other.target_scale_
-        return self
 
 
 def row_weights(

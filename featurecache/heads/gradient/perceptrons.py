@@ -29,10 +29,10 @@ class StackedPerceptrons(StackedModels):
             # the first step sees equal probabilities whatever the features are.
             last = layer == len(sizes) - 1
             square = self.sizes.square if layer == 0 else fan_in
-            one = self._normal(fan_in, fan_out, scale=0.0 if last else math.sqrt(2 / square))
+            scale = 0.0 if last else math.sqrt(2 / square)
             # (F, D, S, H) for the first layer, which all settings of a fold compute in one product; (F, S, H, H).
-            weights.append(self._stacked(one, 2 if layer == 0 else 1, decays=True))
-            intercepts.append(self._stacked(torch.zeros(fan_out), decays=False))
+            weights.append(self._stacked(fan_in, fan_out, scale=scale, axis=2 if layer == 0 else 1, decays=True))
+            intercepts.append(self._stacked(fan_out, decays=False))
         self._weights, self._intercepts = weights, intercepts
         return [*weights, *intercepts]
 

@@ -67,13 +67,12 @@ class Parameter:
     """
 
     value: Tensor
+    first: Tensor
+    """Moment of AdamW, as the second."""
+    second: Tensor
     axis: int
     """Of the settings."""
     decays: bool
-
-    def __post_init__(self) -> None:
-        self.value.requires_grad_(True)
-        self.first, self.second = torch.zeros_like(self.value), torch.zeros_like(self.value)
 
     def step(self, rate_S: Tensor, decay_S: Tensor, number: int) -> None:
         """Take one step of AdamW (Loshchilov & Hutter, ICLR 2019, algorithm 2).
@@ -99,11 +98,6 @@ class Parameter:
             self.value.sub_(torch.div(self.first, scale, out=scale).mul_(rate / (1 - _BETA_1**number)))
         self.value.grad = None
 
-    def keep(self, index_S: Tensor) -> None:
-        """Drop all settings but some."""
-        self.first, self.second = (t.index_select(self.axis, index_S) for t in (self.first, self.second))
-        self.value = self.value.detach().index_select(self.axis, index_S).requires_grad_(True)
-
     def of(self, fold: int, index: int) -> Tensor:
         """Return a copy of the tensor of one model."""
         return self.value.detach()[fold].select(self.axis - 1, index).clone()
@@ -126,6 +120,9 @@ class StackedModels(ABC):
     ----------
     numbers : list of int
         Of the settings that are still trained.
+    rate_S, decay_S : Tensor
+        Their learning rates and weight decays.
+    parameters : list of Parameter
     """
 
     takes_any_axes: ClassVar[bool] = False
@@ -142,9 +139,9 @@ class StackedModels(ABC):
     ) -> None:
         self.numbers, self.sizes = [number for number, _ in settings], sizes
         self._dtype, self._device, self._generator = dtype, device, torch.Generator().manual_seed(seed)
-        self._rate_S = torch.tensor([s.learning_rate for _, s in settings], dtype=dtype, device=device)
-        self._decay_S = torch.tensor([s.weight_decay for _, s in settings], dtype=dtype, device=device)
-        self._parameters = self._first_parameters(settings[0][1].shape)
+        self.rate_S = torch.tensor([s.learning_rate for _, s in settings], dtype=dtype, device=device)
+        self.decay_S = torch.tensor([s.weight_decay for _, s in settings], dtype=dtype, device=device)
+        self.parameters = self._first_parameters(settings[0][1].shape)
 
     @abstractmethod
     def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
@@ -166,8 +163,8 @@ class StackedModels(ABC):
             Of the fold.
         """
 
-    def step(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor, *, factor: float, number: int) -> None:
-        """Take one step on a batch.
+    def losses(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor) -> Tensor:
+        """Return each model's mean loss (F, S); zero where no row has a weight.
 
         Parameters
         ----------
@@ -177,23 +174,6 @@ class StackedModels(ABC):
             Class indices; labels or numbers (B, C).
         weight_FB : Tensor
             Of the rows in the loss; 0 for rows that a fold must not see.
-        factor : float
-            Of the learning rates, by the schedule.
-        number : int
-            Of the step, from 1.
-        """
-        # The sum over the models: the gradient of each is that of its own loss.
-        self.losses(X_FBD, y_B, weight_FB).sum().backward()
-        for parameter in self._parameters:
-            parameter.step(self._rate_S * factor, self._decay_S, number)
-
-    def losses(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor) -> Tensor:
-        """Return each model's mean loss (F, S); zero where no row has a weight.
-
-        Parameters
-        ----------
-        X_FBD, y_B, weight_FB : Tensor
-            As for `step`.
         """
         losses_FSB = row_losses(self.logits(X_FBD), y_B, self.sizes.kind)
         share_FB = weight_FB / weight_FB.sum(1, keepdim=True).clamp(min=torch.finfo(weight_FB.dtype).tiny)
@@ -202,21 +182,37 @@ class StackedModels(ABC):
 
     def keep(self, indices: Sequence[int]) -> None:
         """Go on with some of the settings, by their indices in `numbers`."""
-        # Moments too: the others go on as if nothing had happened.
         index_S = torch.tensor(indices, dtype=torch.long, device=self._device)
-        self._rate_S, self._decay_S = self._rate_S[index_S], self._decay_S[index_S]
-        for parameter in self._parameters:
-            parameter.keep(index_S)
+        self.rate_S, self.decay_S = self.rate_S[index_S], self.decay_S[index_S]
+        for p in self.parameters:
+            # Moments too: the others go on as if nothing had happened.
+            p.first, p.second = (moment.index_select(p.axis, index_S) for moment in (p.first, p.second))
+            p.value = p.value.detach().index_select(p.axis, index_S).requires_grad_(True)
         self.numbers = [self.numbers[index] for index in indices]
 
-    def _stacked(self, one: Tensor, axis: int = 1, *, decays: bool) -> Parameter:
-        """Return the same first values for all models, with the settings along ``axis``."""
-        # Copies of the same values, not views of them: each model goes its own way.
-        shape = list(one.shape)
-        shape.insert(axis - 1, len(self.numbers))
-        values = one.to(self._device, self._dtype).unsqueeze(axis - 1)
-        return Parameter(values.expand(self.sizes.folds, *shape).clone(), axis, decays)
+    def _stacked(self, *shape: int, scale: float | None = None, axis: int = 1, decays: bool) -> Parameter:
+        """Return the same first values for all models: normal ones of a scale, or zeros.
 
-    def _normal(self, *shape: int, scale: float) -> Tensor:
-        # Drawn in float64 whatever is computed in, so that both types start from the same values.
-        return torch.randn(*shape, generator=self._generator, dtype=torch.float64) * scale
+        Parameters
+        ----------
+        *shape : int
+            For one model.
+        scale : float, optional
+            Standard deviation; zeros when left out.
+        axis : int
+            That the settings are stacked along.
+        decays : bool
+            The values are subject to weight decay.
+        """
+        if scale is None:
+            one = torch.zeros(shape)
+        else:
+            # Drawn in float64 whatever is computed in, so that both types start from the same values.
+            one = torch.randn(shape, generator=self._generator, dtype=torch.float64) * scale
+        stacked = [self.sizes.folds, *shape]
+        stacked.insert(axis, len(self.numbers))
+        # Copies of the same values, not views of them: each model goes its own way.
+        values = one.to(self._device, self._dtype).unsqueeze(axis - 1).expand(stacked).clone()
+        return Parameter(
+            values.requires_grad_(True), torch.zeros_like(values), torch.zeros_like(values), axis=axis, decays=decays
+        )

@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurecache.heads.checks import has_few_rows
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
-from featurecache.heads.gradient.fold_features import FoldFeatures, RowSpaceFeatures
+from featurecache.heads.gradient.fold_features import features_of_folds
 from featurecache.heads.gradient.options import MAX_ROWS_EVALUATED, StackedOptions
 from featurecache.heads.gradient.outputs import ClassWeight, row_weights
 from featurecache.heads.gradient.stacked import DataSizes, Layers, ModelSetting, StackedModels
@@ -82,12 +81,8 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
     def __init__(
         self, data: StackedData, settings: Sequence[ModelSetting], stack: type[StackedModels], options: StackedOptions
     ) -> None:
-        rows, num_rows = data.rows, len(data.rows.y)
-        of_an_epoch = math.ceil(num_rows / options.batch_size)
-        num_steps = of_an_epoch * (options.epochs or _EPOCHS)
-        num_steps = num_steps if options.epochs else max(num_steps, _MIN_STEPS)
-        round_of = min(max(of_an_epoch, _MIN_STEPS_OF_A_ROUND), num_steps)
-        super().__init__(Schedule(num_steps=num_steps, steps_per_round=round_of))
+        rows = data.rows
+        super().__init__(_schedule(len(rows.y), options))
         self._rows, self._batch_size, self._seed = rows, options.batch_size, options.random_state or 0
         y = torch.from_numpy(rows.y)
         self._y = y if data.kind == "classification" else y.to(rows.dtype)
@@ -96,16 +91,10 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
         # One pass over the rows for all folds: sums over each, of which every group of models leaves one out.
         moments = Moments.of(rows)
         _, means, scales, counts = zip(*(moments.without(fold) for fold in folds), strict=True)
-        if data.num_tokens > 1:
-            pairs = (_moments_of_a_token(*pair, data.num_tokens) for pair in zip(means, scales, strict=True))
-            means, scales = zip(*pairs, strict=True)
         seen_Fn = np.stack([(rows.fold != fold) | (rows.fold == NO_FOLD) for fold in folds])
-        mean_FD, scale_FD = torch.stack(means), torch.stack(scales)
-        self._features = FoldFeatures(rows, mean_FD, scale_FD)
-        # A row of weight two is two rows.
-        counted = num_rows if rows.weight is None else max(np.count_nonzero(rows.weight), math.ceil(rows.weight.sum()))
-        if stack.takes_any_axes and has_few_rows(counted, rows.num_features):
-            self._features = RowSpaceFeatures(rows, mean_FD, scale_FD, seen_Fn, self._seed)
+        self._features = features = features_of_folds(
+            rows, means, scales, seen_Fn, num_tokens=data.num_tokens, any_axes=stack.takes_any_axes, seed=self._seed
+        )
         weight_Fn = [row_weights(rows.y, rows.weight, data.class_weight, count.cpu().numpy()) for count in counts]
         self._held_out = rows_to_stop_by(
             rows.y, seen_Fn, rows.group, fraction=options.validation_fraction, random_state=self._seed
@@ -118,14 +107,13 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
         shapes: dict[tuple[int, ...], list[tuple[int, ModelSetting]]] = {}
         for number, setting in enumerate(settings):
             shapes.setdefault(setting.shape, []).append((number, setting))
-        features = self._features
         sizes = DataSizes(len(folds), features.width, features.square, rows.num_classes, data.num_tokens, data.kind)
         self._stacks = [
             stack(alike, sizes, seed=self._seed, dtype=rows.dtype, device=rows.device) for alike in shapes.values()
         ]
         self._stopping = [[EarlyStopping(options.patience) for _ in folds] for _ in settings]
         first = {
-            number: [self._copy(models, fold, index) for fold in range(sizes.folds)]
+            number: [TrainedModel(models.layers(fold, index, raw), 0) for fold, raw in enumerate(features.raw)]
             for models in self._stacks
             for index, number in enumerate(models.numbers)
         }
@@ -133,10 +121,14 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
 
     def take_step(self, batch: NDArray[np.int64], factor: float) -> None:
         """Let all models take one step; see `Trainer.take_step`."""
-        X_FBD, y_B = self._read(batch)
-        weight_FB = self._fitted_weight_Fn[:, torch.from_numpy(batch)].to(self._rows.device)
+        index_B, device = torch.from_numpy(batch), self._rows.device
+        X_FBD, y_B = self._features.read(batch), self._y[index_B].to(device)
+        weight_FB = self._fitted_weight_Fn[:, index_B].to(device)
         for models in self._stacks:
-            models.step(X_FBD, y_B, weight_FB, factor=factor, number=self.step + 1)
+            # The sum over the models: the gradient of each is that of its own loss.
+            models.losses(X_FBD, y_B, weight_FB).sum().backward()
+            for parameter in models.parameters:
+                parameter.step(models.rate_S * factor, models.decay_S, self.step + 1)
 
     def _batches(self) -> Iterator[NDArray[np.int64]]:
         """Yield indices of rows, shuffled in each epoch; held-out ones among them, as each fold has others."""
@@ -170,38 +162,30 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
             return False
         # Without held-out rows the last weights are the best, unless they have diverged.
         if stopping.improves(loss) or (self.is_done and not has_held_out and math.isfinite(loss)):
-            self.trained[number][fold] = self._copy(models, fold, index)
+            self.trained[number][fold] = TrainedModel(models.layers(fold, index, self._features.raw[fold]), self.step)
             return True
         return math.isfinite(loss) and not (has_held_out and stopping.is_over)
 
     def _losses(self, models: StackedModels) -> Tensor:
         """Return each model's loss (F, S) on held-out rows; without such rows, on some that it is fitted on."""
         rows = self._held_out if len(self._held_out) else np.arange(min(len(self._rows.y), MAX_ROWS_EVALUATED))
+        device = self._rows.device
         total, weight_F1 = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         with torch.inference_mode():
             for start in range(0, len(rows), MAX_ROWS_EVALUATED):
                 some = rows[start : start + MAX_ROWS_EVALUATED]
-                X_FBD, y_B = self._read(some)
-                weight_FB = self._weight_Fn[:, torch.from_numpy(some)]
+                index_B = torch.from_numpy(some)
+                X_FBD, y_B, weight_FB = self._features.read(some), self._y[index_B], self._weight_Fn[:, index_B]
                 share_F1 = weight_FB.sum(1, keepdim=True).double()
-                losses_FS = models.losses(X_FBD, y_B, weight_FB.to(self._rows.device)).double().cpu()
+                losses_FS = models.losses(X_FBD, y_B.to(device), weight_FB.to(device)).double().cpu()
                 total, weight_F1 = total + losses_FS * share_F1, weight_F1 + share_F1
         return total / weight_F1
 
-    def _read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read rows, standardised for each fold (F, B, D), and targets (B,); indices in increasing order."""
-        return self._features.read(indices), self._y[torch.from_numpy(indices)].to(self._rows.device)
 
-    def _copy(self, models: StackedModels, fold: int, index: int) -> TrainedModel:
-        return TrainedModel(models.layers(fold, index, self._features.raw(fold)), self.step)
-
-
-def _moments_of_a_token(mean: Tensor, scale: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Return mean and scale of the features of a token, whichever it is, repeated for each token.
-
-    A feature that does not vary at a token has the scale one there, which is nothing of its own.
-    """
-    means_TD, scales_TD = mean.view(num_tokens, -1), scale.view(num_tokens, -1)
-    mean_D = means_TD.mean(0)
-    scale_D = (scales_TD.square() + (means_TD - mean_D).square()).mean(0).sqrt()
-    return mean_D.repeat(num_tokens), scale_D.repeat(num_tokens)
+def _schedule(num_rows: int, options: StackedOptions) -> Schedule:
+    """Return how many steps models take on so many rows, and after how many they are evaluated."""
+    of_an_epoch = math.ceil(num_rows / options.batch_size)
+    num_steps = of_an_epoch * (options.epochs or _EPOCHS)
+    # Epochs that were asked for are taken at their word.
+    num_steps = num_steps if options.epochs else max(num_steps, _MIN_STEPS)
+    return Schedule(num_steps=num_steps, steps_per_round=min(max(of_an_epoch, _MIN_STEPS_OF_A_ROUND), num_steps))

@@ -49,6 +49,8 @@ class TrainableLayers(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.output, self._pool, self.joined = body, output, pool, joined
+        self.is_own = output is None
+        """These are a user's own layers, all of them new: their norms have no statistics to keep."""
         self.pretrained = {f"body.{name}": group for name, group in pretrained.items()}
 
     def features(self, activations: Tensor) -> Tensor:
@@ -62,11 +64,6 @@ class TrainableLayers(nn.Module):
             outputs: Tensor = self.body(activations)
             return outputs
         return self.output(self.features(activations))
-
-    @property
-    def is_own(self) -> bool:
-        """Tell whether these are a user's own layers, all of them new: their norms have no statistics to keep."""
-        return self.output is None
 
     def set_training(self, *, statistics: bool) -> None:
         """Switch to training mode; pretrained norms that keep statistics only if these shall change."""

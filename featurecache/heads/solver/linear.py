@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -34,7 +35,7 @@ from featurecache.heads.solver.classifier import LinearClassifier, absent_classe
 if TYPE_CHECKING:
     from featurecache.heads.fold_blocks import FoldBlocks
     from featurecache.heads.solver.objective import LinearProblem, Loss
-    from featurecache.heads.solver.path import LinearPath, Solutions
+    from featurecache.heads.solver.path import LinearPath
 
 # Features; above, no axes are computed (see `Preconditioner`).
 _MOST_ROTATED = 4096
@@ -109,17 +110,16 @@ class LinearProbe(ClassifierBase, LinearClassifier):
         if self.Cs is not None:
             fold = fold_of_rows(self.cv, labels, groups, self.random_state, classes=labels.ndim == 1)
         weight, rows, labels, fold = with_weight(weight, rows, labels, fold)
-        path, data = self._path(), self._blocks(rows, self._take_labels(labels), fold, weight)
+        path, data, problem = self._prepare(rows, labels, fold, weight)
         start, converged = None, True
-        if held_out := [number for number in data.folds if number >= 0]:
-            # torch is loaded by those who fit, not by those who list heads.
-            from featurecache.heads.solver.path import search_path
+        if (fold >= 0).any():
+            from featurecache.heads.solver.path_search import search_path
 
-            found = search_path(path, data, self._problem(held_out), Cs)
+            found = search_path(path, data, problem, Cs)
             Cs, self.scores_, converged = [found.C], np.array(found.accuracy), found.converged
             assert found.theta_GKE is not None
-            start = found.theta_GKE.mean(0, keepdim=True)
-        solutions = next(path.solve(data, self._problem([-1]), Cs[:1], start=start, precise=True))
+            start, problem = found.theta_GKE.mean(0, keepdim=True), replace(problem, left_out=[-1])
+        solutions = next(path.solve(data, problem, Cs[:1], start=start, precise=True))
         if not (converged and solutions.converged[0]):
             warnings.warn(
                 f"{type(self).__name__} did not converge within {self.max_iter} passes over the rows; use a smaller C, "
@@ -127,7 +127,8 @@ class LinearProbe(ClassifierBase, LinearClassifier):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        return self._solved(solutions, 0)
+        self.C_, self.n_iter_ = float(solutions.C), int(solutions.num_iterations[0])
+        return self._fitted(solutions.weights_GKD[0].cpu().numpy(), solutions.intercept_GK[0].cpu().numpy())
 
     def fit_path(
         self,
@@ -156,14 +157,16 @@ class LinearProbe(ClassifierBase, LinearClassifier):
         for shared, some in by_scaling(self, settings):
             one = copy(self).set_params(**shared)
             one.n_features_in_ = X.shape[1]
-            data = one._blocks(X, one._take_labels(y), fold, sample_weight)
-            left_out = [number for number in data.folds if number >= 0] or [-1]
+            path, data, problem = one._prepare(X, y, fold, sample_weight)
             Cs = [setting.get("C", self.C) for setting in some]
-            for setting, solutions in zip(some, one._path().solve(data, one._problem(left_out), Cs), strict=True):
-                heads = [copy(one) for _ in left_out]  # hundreds: scikit-learn's clone would take longer than the fits
+            for setting, solutions in zip(some, path.solve(data, problem, Cs), strict=True):
+                # Hundreds: scikit-learn's clone would take longer than the fits.
+                heads = [copy(one) for _ in problem.left_out]
+                weights_GKD, intercept_GK = solutions.weights_GKD.cpu().numpy(), solutions.intercept_GK.cpu().numpy()
                 for group, head in enumerate(heads):
-                    head.C = solutions.C
-                    head._solved(solutions, group)
+                    head.C, head.C_ = solutions.C, float(solutions.C)
+                    head.n_iter_ = int(solutions.num_iterations[group])
+                    head._fitted(weights_GKD[group], intercept_GK[group])
                 drop_classes(heads, absent)
                 yield dict(setting), heads
 
@@ -183,30 +186,29 @@ class LinearProbe(ClassifierBase, LinearClassifier):
     def _loss(self) -> Loss:
         """Return what is minimised."""
 
-    def _solved(self, solutions: Solutions, group: int) -> Self:
-        self.C_, self.n_iter_ = float(solutions.C), int(solutions.num_iterations[group])
-        return self._fitted(solutions.weights_GKD[group].cpu().numpy(), solutions.intercept_GK[group].cpu().numpy())
-
-    def _path(self) -> LinearPath:
-        from featurecache.heads.solver.path import LinearPath
-
-        return LinearPath(standardize=bool(self.standardize), tol=self.tol, max_iter=self.max_iter)
-
-    def _problem(self, left_out: list[int]) -> LinearProblem:
-        from featurecache.heads.solver.objective import LinearProblem
-
-        return LinearProblem(self._loss(), left_out, checked_class_weight(self.class_weight, self.classes_))
-
-    def _blocks(
-        self, X: Any, y: NDArray[np.int64], fold: NDArray[np.int64], weight: NDArray[np.float64] | None
-    ) -> FoldBlocks:
+    def _prepare(
+        self, X: Any, labels: NDArray[Any], fold: NDArray[np.int64], weight: NDArray[np.float64] | None
+    ) -> tuple[LinearPath, FoldBlocks, LinearProblem]:
+        """Take the classes; return how to solve, on which rows, and what, once without each fold or once for all."""
+        # torch is loaded by those who fit, not by those who list heads.
         import torch
 
         from featurecache.heads.fold_blocks import FoldBlocks
+        from featurecache.heads.solver.objective import LinearProblem
+        from featurecache.heads.solver.path import LinearPath
 
-        dtype = torch.float64 if X.dtype == np.float64 or is_small(*X.shape) else torch.float32
-        classes = len(self.classes_)
-        prior_rows = prior_rows_of(self.standardize, self.prior_rows)
-        return FoldBlocks(
-            X, y, fold, weight, dtype=dtype, device=self.device, num_classes=classes, prior_rows=prior_rows
+        y = self._take_labels(labels)
+        data = FoldBlocks(
+            X,
+            y,
+            fold,
+            weight,
+            dtype=torch.float64 if X.dtype == np.float64 or is_small(*X.shape) else torch.float32,
+            device=self.device,
+            num_classes=len(self.classes_),
+            prior_rows=prior_rows_of(self.standardize, self.prior_rows),
         )
+        left_out = [number for number in data.folds if number >= 0] or [-1]
+        problem = LinearProblem(self._loss(), left_out, checked_class_weight(self.class_weight, self.classes_))
+        path = LinearPath(standardize=bool(self.standardize), tol=self.tol, max_iter=self.max_iter)
+        return path, data, problem

@@ -42,7 +42,8 @@ class System:
         self, X: Real, targets: Real, weight: Real | None, *, standardize: bool, prior_rows: float = 0.0
     ) -> None:
         self._X = X
-        self._root = None if weight is None else np.sqrt(weight)
+        self._is_weighted = weight is not None
+        self._root = np.ones(len(X)) if weight is None else np.sqrt(weight)
         self._total = float(len(X) if weight is None else weight.sum())
         self.target_mean = np.average(targets, axis=0, weights=weight)
         self._targets = self._rooted(targets - self.target_mean, slice(None))
@@ -57,7 +58,7 @@ class System:
     def _of_few_rows(self) -> None:
         """Find the axes of the rows themselves: in no other direction does any of them vary."""
         X = self._X.astype(np.float64, copy=False)
-        weight = None if self._root is None else self._root**2
+        weight = self._root**2 if self._is_weighted else None
         self.mean = np.average(X, axis=0, weights=weight)
         centred = X - self.mean
         self._scale = self._scale_of(np.average(centred**2, axis=0, weights=weight))
@@ -76,13 +77,15 @@ class System:
             Z = self._rooted(X[rows] - shift, rows)
             gram += Z.T @ Z
             moment += Z.T @ self._targets[rows].astype(X.dtype)
-            sums += Z.sum(axis=0) if self._root is None else self._root[rows].astype(X.dtype) @ Z
+            sums += self._root[rows].astype(X.dtype) @ Z if self._is_weighted else Z.sum(axis=0)
         offset = sums / self._total
         self.mean = shift + offset
         self._scale = self._scale_of(np.diag(gram) / self._total - offset**2)
         self._gram = (gram - self._total * np.outer(offset, offset)) / np.outer(self._scale, self._scale)
         self._moment_D = moment / self._scale[:, None]
-        self._variance, self._axes = _decomposed(self._gram.copy(), X.dtype)
+        # Of a copy: it is consumed, and the folds that are left out take their rows out of the matrix itself.
+        variance, self._axes = eigh(self._gram.copy(), overwrite_a=True, check_finite=False, driver="evd")
+        self._variance = _above_rounding(variance, X.dtype)
 
     def _scale_of(self, variance: Real) -> Real:
         if not self._standardize:
@@ -95,7 +98,7 @@ class System:
         """Let go of all that only left-out rows need."""
         # Not slices: these would hold on to all rows.
         self._X = np.empty((0, self._X.shape[1]), self._X.dtype)
-        self._targets, self._gram = np.empty((0, self._targets.shape[1])), np.empty((0, 0))
+        self._targets, self._gram, self._root = np.empty((0, self._targets.shape[1])), np.empty((0, 0)), np.empty(0)
         return self
 
     def solution(self, alpha: float) -> tuple[Real, Real]:
@@ -117,10 +120,10 @@ class System:
             rotated = self._rooted(self._X[rows] - self.mean.astype(dtype), rows) @ axes
             fitted[rows] = (rotated @ stacked).reshape(-1, len(alphas), num_outputs)
             own[rows] = np.square(rotated, out=rotated) @ inverse
-        own += (self._root_of(slice(None)) ** 2 / self._total)[:, None].astype(dtype)
+        own += (self._root**2 / self._total)[:, None].astype(dtype)
         for index in range(len(alphas)):
             residual = (self._targets - fitted[:, index]) / np.maximum(1.0 - own[:, index], 1e-12)[:, None]
-            yield self._as_values(residual, slice(None))
+            yield (self._targets - residual) / self._root[:, None] + self.target_mean
 
     def held_out(self, alphas: Sequence[float], fold: NDArray[np.int64]) -> Iterator[Real]:
         """Return for each alpha what each row gets when its fold is left out; rows of fold -1 get NaN."""
@@ -136,34 +139,32 @@ class System:
     def _corrected(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:
         """Correct what all rows together give to some of them: one small system for each alpha."""
         # The intercept is one more axis, along which nothing is penalised.
-        rotated = np.column_stack([self._standard(rows).astype(np.float64) @ self._axes, self._root_of(rows)])
+        rotated = np.column_stack([self._standard(rows).astype(np.float64) @ self._axes, self._root[rows]])
         for alpha in alphas:
             curvature = np.append(self._variance + alpha, self._total)
             residual = self._targets[rows] - rotated[:, :-1] @ (self._moment / curvature[:-1, None])
             kernel = np.eye(len(rows)) - (rotated / curvature) @ rotated.T
             kernel[np.diag_indices_from(kernel)] += 1e-13
-            yield self._as_values(cho_solve(cho_factor(kernel), residual), rows)
+            residual = cho_solve(cho_factor(kernel), residual)
+            yield (self._targets[rows] - residual) / self._root[rows, None] + self.target_mean
 
     def _without(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:
         """Take some rows out of the sums, and find the axes of the others: one decomposition for all alphas."""
-        Z, root = self._standard(rows), self._root_of(rows)
+        Z, root = self._standard(rows), self._root[rows]
         left = self._total - (root**2).sum()
         # All rows together are centred, so what is left has the opposite sums.
         mean = -(Z.T @ root.astype(Z.dtype)).astype(np.float64) / left
         target_mean = -(self._targets[rows].T @ root) / left
         gram = self._gram - (Z.T @ Z) - left * np.outer(mean, mean)
         moment = self._moment_D - Z.T @ self._targets[rows].astype(Z.dtype) - left * np.outer(mean, target_mean)
-        variance, axes = _decomposed(gram, Z.dtype)
+        variance, axes = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
+        variance = _above_rounding(variance, Z.dtype)
         rotated = axes.T @ moment
         stacked = np.stack([axes @ (rotated / (variance + alpha)[:, None]) for alpha in alphas], axis=1)
         centred = Z - (root[:, None] * mean).astype(Z.dtype)
         values = (centred @ stacked.reshape(len(mean), -1).astype(Z.dtype)).reshape(len(rows), len(alphas), -1)
         for index in range(len(alphas)):
             yield values[:, index] / root[:, None] + target_mean + self.target_mean
-
-    def _as_values(self, residual: Real, rows: Any) -> Real:
-        targets, root = self._targets[rows], self._root_of(rows)
-        return (targets - residual) / root[:, None] + self.target_mean
 
     def _blocks(self) -> Iterator[slice]:
         step = max(_BLOCK_BYTES // (self._X.shape[1] * self._X.itemsize), 1)
@@ -176,16 +177,7 @@ class System:
 
     def _rooted(self, values: Real, rows: Any) -> Real:
         """Multiply rows by the roots of their weights."""
-        return values if self._root is None else values * self._root[rows, None].astype(values.dtype)
-
-    def _root_of(self, rows: Any) -> Real:
-        return np.ones(len(self._X))[rows] if self._root is None else self._root[rows]
-
-
-def _decomposed(gram: Real, dtype: Any) -> tuple[Real, Real]:
-    """Return the variances along the axes of a Gram matrix, and the axes; the matrix is consumed."""
-    variance, axes = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
-    return _above_rounding(variance, dtype), axes
+        return values * self._root[rows, None].astype(values.dtype) if self._is_weighted else values
 
 
 def _above_rounding(variance: Real, dtype: Any) -> Real:

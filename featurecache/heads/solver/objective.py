@@ -13,16 +13,16 @@ instead (see `RowSpaces`), which is one more batch axis of the same products.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from featurecache.heads.fold_blocks import NO_FOLD, Block, FoldBlocks, Moments
+from featurecache.heads.fold_blocks import NO_FOLD, Block, FoldBlocks
 
 ClassWeight = Literal["balanced"] | NDArray | None
 
@@ -35,10 +35,8 @@ class Loss(Protocol):
 
     curvature: float
     """A typical second derivative, for a first guess at the step."""
-
-    def num_outputs(self, num_classes: int) -> int:
-        """Return the margins of each row."""
-        ...
+    shares_margin: bool
+    """Two classes have one margin; else there is one for each class or label."""
 
     def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each problem in each row (M, n), and its slope (M, K, n); ``margins_MKn`` is consumed."""
@@ -49,10 +47,7 @@ class Softmax:
     """Multinomial logistic regression: the negative log of the label's probability."""
 
     curvature = 0.05
-
-    def num_outputs(self, num_classes: int) -> int:
-        """One for each class; two classes need one only."""
-        return num_classes if num_classes > 2 else 1
+    shares_margin = True
 
     def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """See `Loss`."""
@@ -76,10 +71,7 @@ class Sigmoids:
     """
 
     curvature = 0.1
-
-    def num_outputs(self, num_classes: int) -> int:
-        """One for each label."""
-        return num_classes
+    shares_margin = False
 
     def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """See `Loss`."""
@@ -96,10 +88,7 @@ class SquaredHinge:
     """Support vector machine, one class against the rest: the square of what a margin lacks to one."""
 
     curvature = 1.0
-
-    def num_outputs(self, num_classes: int) -> int:
-        """One for each class; two classes need one only."""
-        return num_classes if num_classes > 2 else 1
+    shares_margin = True
 
     def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """See `Loss`."""
@@ -128,6 +117,24 @@ class LinearProblem:
     class_weight: ClassWeight = None
 
 
+class GroupMoments(NamedTuple):
+    """Moments of the rows that each group is fitted on, float64: its features are standardised by them."""
+
+    weight_G: Tensor
+    mean_GD: Tensor
+    scale_GD: Tensor
+    counts_GC: Tensor
+    """Weight of each class, or of each label; the sum of each number."""
+    mean_D: Tensor
+    """Of all rows, as the scale."""
+    scale_D: Tensor
+
+    def unscaled(self, num_features: int) -> Self:
+        """Return moments that leave so many features as they are."""
+        zeros_GD = self.weight_G.new_zeros(len(self.weight_G), num_features)
+        return self._replace(mean_GD=zeros_GD, scale_GD=zeros_GD + 1, mean_D=zeros_GD[0], scale_D=zeros_GD[0] + 1)
+
+
 class Objective:
     """Value and gradient of problems, each of a group.
 
@@ -136,68 +143,44 @@ class Objective:
     data : FoldBlocks
         Targets, folds and weights of the rows.
     problem : LinearProblem
-    moments : Moments
-        Of the features as they come, by fold.
-    blocks : sequence of Block or FoldBlocks
-        What is multiplied: the data's own blocks, by fold or not, or features of each group.
-    standardized : bool
-        The blocks are standardised by the rows of each group here; else they are taken as they are.
+    moments : GroupMoments
+        Of the features in ``blocks``, which are standardised by them.
+    blocks : sequence of Block, or FoldBlocks
+        What is multiplied: the data's own blocks, by fold or not, or features of each group. Read in each pass.
 
     Attributes
     ----------
-    weight_G, mean_GD, scale_GD : Tensor of float64
-        Of the rows of each group.
-    num_features, num_outputs : int
+    num_groups, num_features, num_outputs : int
     """
 
     def __init__(
         self,
         data: FoldBlocks,
         problem: LinearProblem,
-        moments: Moments,
-        blocks: Sequence[Block] | FoldBlocks,
-        *,
-        standardized: bool = True,
+        moments: GroupMoments,
+        blocks: Iterable[Block],
     ) -> None:
-        self.data, self.loss, self._blocks, self.device = data, problem.loss, blocks, data.device
-        self.num_outputs = problem.loss.num_outputs(data.num_classes)
-        known = [moments.without(fold) for fold in problem.left_out]
-        self.weight_G, self.mean_GD, self.scale_GD, counts_GC = (
-            torch.stack(arrays) for arrays in zip(*known, strict=True)
-        )
-        _, self.mean_D, self.scale_D, _ = moments.without(NO_FOLD)
-        if not standardized:
-            width = data.num_features if isinstance(blocks, FoldBlocks) else blocks[0].X.shape[-1]
-            self.mean_GD = self.mean_GD.new_zeros(len(known), width)
-            self.scale_GD = self.scale_GD.new_ones(len(known), width)
-            self.mean_D, self.scale_D = self.mean_D.new_zeros(width), self.scale_D.new_ones(width)
-        self.num_features = self.mean_GD.shape[1]
+        self.data, self.loss, self.moments, self.blocks, self.device = data, problem.loss, moments, blocks, data.device
+        self.num_groups, self.num_features = moments.mean_GD.shape
+        self.num_outputs = 1 if problem.loss.shares_margin and data.num_classes <= 2 else data.num_classes
         self._y, self._fold = (torch.from_numpy(array).to(data.device) for array in (data.y, data.fold))
         self._left_out_G = torch.tensor(problem.left_out, device=data.device)
         # Classes without rows get no margin, so no probability; labels by themselves are never lacking.
-        self._lacking_GC = (counts_GC <= 0) & (data.y.ndim == 1)
-        self._class_weight_GC = _class_weights(problem.class_weight, self.weight_G, counts_GC, self._lacking_GC)
-
-    @property
-    def num_groups(self) -> int:
-        """How many groups there are."""
-        return len(self.weight_G)
-
-    def blocks(self) -> Sequence[Block]:
-        """Return all rows, in blocks."""
-        return self._blocks.blocks() if isinstance(self._blocks, FoldBlocks) else self._blocks  # type: ignore[return-value]
+        self._lacking_GC = (moments.counts_GC <= 0) & (data.y.ndim == 1)
+        self._class_weight_GC = _class_weights(problem.class_weight, moments, self._lacking_GC)
 
     def __call__(self, theta_PKE: Tensor, penalty_P: Tensor, group_P: Tensor) -> tuple[Tensor, Tensor]:
         """Return values (P,) float64 and gradients like ``theta_PKE``, in whose type everything is computed."""
         dtype, weights, intercept = theta_PKE.dtype, theta_PKE[:, :, :-1], theta_PKE[:, :, -1]
-        scale = self.scale_GD[group_P].to(dtype)[:, None]
-        offset = (self.mean_GD / self.scale_GD)[group_P].to(dtype)[:, None]
+        moments = self.moments
+        scale = moments.scale_GD[group_P].to(dtype)[:, None]
+        offset = (moments.mean_GD / moments.scale_GD)[group_P].to(dtype)[:, None]
         raw_PKD = weights / scale
         constant_PK1 = (intercept - (weights * offset).sum(2))[:, :, None]
         value_P = torch.zeros(len(theta_PKE), dtype=torch.float64, device=theta_PKE.device)
         slope_PKD, total_PK1 = torch.zeros_like(raw_PKD), torch.zeros_like(constant_PK1)
         left_out_P = self._left_out_G[group_P]
-        for block in self.blocks():
+        for block in self.blocks:
             seen = torch.nonzero((left_out_P != block.fold) | (left_out_P == NO_FOLD))[:, 0]
             if not len(seen):
                 continue
@@ -219,7 +202,7 @@ class Objective:
             value_P[M] += loss_Mn.double().sum(1)
             total_PK1[M] += slope_MKn.sum(2, keepdim=True)
             slope_PKD[M] += (slope_MKn.flatten(0, 1) @ X).view_as(raw_MKD) if X.ndim == 2 else slope_MKn @ X
-        weight_P = self.weight_G[group_P]
+        weight_P = moments.weight_G[group_P]
         share = (1.0 / weight_P).to(dtype)[:, None, None]
         slope_PKD = (slope_PKD / scale - offset * total_PK1) * share + penalty_P.to(dtype)[:, None, None] * weights
         penalty = penalty_P / 2 * (weights.double() ** 2).sum((1, 2))
@@ -228,8 +211,8 @@ class Objective:
     def raw(self, theta_GKE: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights (G, K, D) and intercepts (G, K), float64, for features that are not standardised."""
         theta = theta_GKE.double()
-        raw_GKD = theta[:, :, :-1] / self.scale_GD[:, None]
-        intercept_GK = theta[:, :, -1] - (raw_GKD * self.mean_GD[:, None]).sum(2)
+        raw_GKD = theta[:, :, :-1] / self.moments.scale_GD[:, None]
+        intercept_GK = theta[:, :, -1] - (raw_GKD * self.moments.mean_GD[:, None]).sum(2)
         if self.num_outputs > 1:
             intercept_GK = intercept_GK - 1e30 * self._lacking_GC.double()
         return raw_GKD, intercept_GK
@@ -255,11 +238,13 @@ class Objective:
         return loss_Mn, slope_MKn
 
 
-def _class_weights(given: ClassWeight, weight_G: Tensor, counts_GC: Tensor, lacking_GC: Tensor) -> Tensor | None:
+def _class_weights(given: ClassWeight, moments: GroupMoments, lacking_GC: Tensor) -> Tensor | None:
+    """Return the weight of each class in each group; None: all count alike."""
     if given is None:
         return None
     if isinstance(given, str):
         present = (~lacking_GC).sum(1, keepdim=True)
-        alike = weight_G[:, None] / (present * counts_GC.clamp(min=1e-300))
+        alike = moments.weight_G[:, None] / (present * moments.counts_GC.clamp(min=1e-300))
+        # A class without rows has no weight to share, whatever the division by nearly nothing made of it.
         return torch.where(lacking_GC, 0.0, alike)
-    return torch.from_numpy(given).to(counts_GC).expand_as(counts_GC)
+    return torch.from_numpy(given).to(moments.counts_GC).expand_as(moments.counts_GC)

@@ -1,9 +1,18 @@
-"""From strong to weak regularisation: every C and fold, and the C that does best on held-out rows."""
+"""From strong to weak regularisation: many similar problems, every C and fold of a head, minimised side by side.
+
+Three things make the iterations few:
+
+* the first guess at the inverse Hessian is that of ridge regression (`Preconditioner`);
+* where the penalty changes from one problem to the next, a pair of a step ``s`` and its change of gradient ``y`` stays
+  exact when ``y`` gets the change of penalty times ``s``, so what was learned of the curvature is kept (`History`);
+* problems that are done leave, and the others go on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,13 +21,16 @@ from torch import Tensor
 
 from featurecache.heads.checks import has_few_rows, is_small
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
-from featurecache.heads.solver.classifier import class_of_margins
-from featurecache.heads.solver.minimiser import Minimiser, Tolerance
-from featurecache.heads.solver.objective import LinearProblem, Objective
+from featurecache.heads.solver.curvature import History, Preconditioner
+from featurecache.heads.solver.objective import GroupMoments, LinearProblem, Objective
 from featurecache.heads.solver.row_space import RowSpaces
 
 # Numbers in all rows: with fewer, leaving out the rows of a fold saves less than a product for each fold takes.
 _FOLD_BLOCKS_FROM = 1_000_000
+_SUFFICIENT, _MOST_TRIALS, _FLATTER = 1e-4, 14, 0.9
+# Evaluations after which what is left to gain was seen to be a hundred times what a step promises, in proportion.
+_EVALUATIONS_PER_PROMISE = 50
+_PAIRS_PER_SCALE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,20 +102,27 @@ class LinearPath:
         Solutions
         """
         num_rows, num_features = data.num_rows, data.num_features
-        small, moments = is_small(num_rows, num_features), Moments.of(data)
+        small, of_folds = is_small(num_rows, num_features), Moments.of(data)
+        of_groups = zip(*(of_folds.without(fold) for fold in problem.left_out), strict=True)
+        weight_G, mean_GD, scale_GD, counts_GC = map(torch.stack, of_groups)
+        _, mean_D, scale_D, _ = of_folds.without(NO_FOLD)
+        moments = GroupMoments(weight_G, mean_GD, scale_GD, counts_GC, mean_D, scale_D)
+        moments = moments if self.standardize else moments.unscaled(num_features)
         spaces = None
         if has_few_rows(num_rows, num_features):
-            spaces = RowSpaces(data, problem.left_out, moments, standardize=self.standardize)
-            objective = Objective(data, problem, moments, spaces.blocks, standardized=False)
+            # Standardised on the way into the spaces, whose axes are mixtures of features.
+            spaces = RowSpaces(data, moments.mean_GD, moments.scale_GD)
+            blocks, moments = spaces.blocks, moments.unscaled(spaces.blocks[0].X.shape[-1])
+            objective = Objective(data, problem, moments, blocks)
         else:
-            blocks = data.without_folds() if num_rows * num_features <= _FOLD_BLOCKS_FROM else data
-            objective = Objective(data, problem, moments, blocks, standardized=self.standardize)
+            small_enough = num_rows * num_features <= _FOLD_BLOCKS_FROM
+            objective = Objective(data, problem, moments, data.without_folds() if small_enough else data)
         dtype = torch.float64 if small else data.dtype
-        minimiser = Minimiser(objective, self._tolerance(precise=precise, small=small), dtype)
-        if start is not None:
-            minimiser.start_at(start if spaces is None else spaces.inside(start))
+        if start is not None and spaces is not None:
+            start = spaces.inside(start)
+        minimiser = Minimiser(objective, self._tolerance(precise=precise, small=small), dtype, start)
         for C in Cs:
-            theta = minimiser.solve(1.0 / (C * objective.weight_G))
+            theta = minimiser.solve(1.0 / (C * moments.weight_G))
             weights, intercept = objective.raw(theta)
             if spaces is not None:
                 weights, intercept, theta = spaces.outside(weights, intercept, theta)
@@ -120,75 +139,197 @@ class LinearPath:
         return Tolerance(decrease=self.tol / share, gradient=self.tol / share / 10, max_iter=self.max_iter)
 
 
-@dataclass
-class PathSearch:
-    """How the values of C did on rows that were held out.
+@dataclass(frozen=True)
+class Tolerance:
+    """When a problem is solved: the next step promises less than a share of the value, or its gradient is nearly gone.
+
+    After many evaluations it must promise less, in proportion. With all of them, ``max_iter``, a problem is
+    solved if its next step promises less than ``enough``. ``gradient`` is a share of the largest slope at zero, and for
+    intercepts of the value there.
+    """
+
+    decrease: float
+    gradient: float
+    max_iter: int
+    enough: float = 0.0
+
+
+class LineSearch:
+    """Steps of all groups at once, shortened for each until its value falls enough.
+
+    Parameters
+    ----------
+    theta, value, gradient : Tensor
+        Where the steps begin.
+    step : Tensor (G, K, E)
+    slope : Tensor (G,) of float64
+        Of the value along each step.
+    active : Tensor of int64
+        The groups that take one.
 
     Attributes
     ----------
-    C : float
-        The best; of equals the one with the strongest regularisation.
-    accuracy : list of float
-        Of each C; of several labels, the mean over them.
-    margins : ndarray (n_samples, K) float64
-        Of the best C, for each row by the problem that left it out, without rows that are never left out.
-    theta_GKE : Tensor
-        Solutions of the best C.
-    num_iterations : list of int
-        Evaluations of the objective for each C, by the group that needed most.
+    theta, value, gradient : Tensor
+        Where the steps end.
+    length_G : Tensor
+        Of the steps, as a share.
+    waiting : Tensor of int64
+        The groups whose value has not fallen enough so far.
+    stuck : Tensor of bool
+        Groups that got no further: as good as the arithmetic allows.
     """
 
-    C: float
-    accuracy: list[float] = field(default_factory=list)
-    margins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 1)))
-    theta_GKE: Tensor | None = None
-    num_iterations: list[int] = field(default_factory=list)
-    converged: bool = True
+    def __init__(
+        self, theta: Tensor, value: Tensor, gradient: Tensor, step: Tensor, slope: Tensor, active: Tensor
+    ) -> None:
+        self.theta, self.value, self.gradient, self.waiting = theta.clone(), value.clone(), gradient.clone(), active
+        self.length_G, self.stuck = torch.ones_like(value), torch.zeros_like(value, dtype=torch.bool)
+        self.stuck[active] = True
+        self._before, self._step, self._slope = value, step, slope
+        # Values are sums over many rows in float64, so their errors are less than those of single numbers.
+        self._noise = max(torch.finfo(theta.dtype).eps / 10, 1e-15) * value.abs()
+
+    def points(self) -> Tensor:
+        """Return where the values of those that wait are needed next."""
+        waiting = self.waiting
+        # Of those that wait, ``theta`` is still where their steps begin.
+        length = self.length_G[waiting].to(self.theta.dtype)[:, None, None]
+        return self.theta[waiting] + length * self._step[waiting]
+
+    def take(self, points: Tensor, values: Tensor, gradients: Tensor) -> None:
+        """End the steps that made the value fall enough, and shorten the others.
+
+        Parameters
+        ----------
+        points, values, gradients : Tensor
+            Of the groups that wait.
+        """
+        waiting, before, length, noise = self.waiting, self._before, self.length_G, self._noise
+        enough = values <= before[waiting] + _SUFFICIENT * length[waiting] * self._slope[waiting] + noise[waiting]
+        good = waiting[enough]
+        falls = values[enough] < before[good] - noise[good]
+        flattens = _largest(gradients[enough]) < _FLATTER * _largest(self.gradient[good])
+        self.stuck[good] = ~falls & ~flattens
+        self.theta[good], self.value[good], self.gradient[good] = points[enough], values[enough], gradients[enough]
+        self.waiting = waiting = waiting[~enough]
+        if len(waiting):
+            # The least point of the parabola through what is known.
+            was, slope = length[waiting], self._slope[waiting]
+            rise = values[~enough] - before[waiting] - was * slope
+            best = -slope * was**2 / (2 * rise.clamp(min=1e-300))
+            # A value that is no number says nothing of where the least point is.
+            length[waiting] = torch.where(rise.isfinite(), best, 0.1 * was).clamp(0.1 * was, 0.5 * was)
 
 
-def search_path(path: LinearPath, data: FoldBlocks, problem: LinearProblem, Cs: Sequence[float]) -> PathSearch:
-    """Find the C that predicts most rows right when they are held out.
+class Minimiser:
+    """Solves one problem of each group after the other, each time with other penalties.
 
     Parameters
     ----------
-    path : LinearPath
-    data : FoldBlocks
-    problem : LinearProblem
-        Leaves out every fold but `NO_FOLD`.
-    Cs : sequence of float
-        Increasing.
+    objective : Objective
+    tolerance : Tolerance
+    dtype : torch.dtype
+        Of the arithmetic; float32 goes on in float64 where it can go no further.
+    start : Tensor (G, K, E), optional
+        Where to begin; at zero when left out.
     """
-    best, highest = PathSearch(Cs[0]), -1.0
-    held_out = data.fold != NO_FOLD
-    weight = None if data.weight is None else data.weight[held_out]
-    accuracy, num_iterations, converged = [], [], True
-    for solutions in path.solve(data, problem, Cs):
-        margins, y = held_out_margins(solutions, data, problem.left_out), data.y[held_out]
-        correct = class_of_margins(margins) == y if y.ndim == 1 else ((margins > 0) == y).mean(axis=1)
-        accuracy.append(float(np.average(correct, weights=weight)))
-        num_iterations.append(int(solutions.num_iterations.max()))
-        converged = converged and bool(solutions.converged.all())
-        if accuracy[-1] > highest:
-            best, highest = PathSearch(solutions.C, margins=margins, theta_GKE=solutions.theta_GKE), accuracy[-1]
-    best.accuracy, best.num_iterations, best.converged = accuracy, num_iterations, converged
-    return best
+
+    def __init__(
+        self, objective: Objective, tolerance: Tolerance, dtype: torch.dtype, start: Tensor | None = None
+    ) -> None:
+        self._objective, self._tolerance, self._dtype = objective, tolerance, dtype
+        self._precondition = Preconditioner(objective, dtype)
+        num_groups, device = objective.num_groups, objective.device
+        shape = (num_groups, objective.num_outputs, objective.num_features + 1)
+        zero = torch.zeros(shape, dtype=dtype, device=device)
+        self.theta = zero if start is None else start.to(zero).expand_as(zero).clone()
+        self._before: Tensor | None = None
+        self._group = torch.arange(num_groups, device=device)
+        self._history = History(zero)
+        self._scale = torch.ones(num_groups, dtype=dtype, device=device)
+        self.value = torch.zeros(num_groups, dtype=torch.float64, device=device)
+        self.num_iterations = torch.zeros(num_groups, dtype=torch.int64, device=device)
+        self.converged = torch.zeros(num_groups, dtype=torch.bool, device=device)
+        # Slopes of weights are as large as features are; those of intercepts as a loss is.
+        self._at_zero, gradient = objective(zero, torch.ones_like(self.value), self._group)
+        self._steepest = _largest(gradient[:, :, :-1]).clamp(min=torch.finfo(dtype).tiny)
+
+    def solve(self, penalty_G: Tensor) -> Tensor:
+        """Minimise for these penalties, starting at the last solution; returns (G, K, E)."""
+        self._history.change_penalty(penalty_G)
+        self.num_iterations.zero_()
+        self.converged.zero_()
+        exhausted = torch.zeros_like(self.converged)
+        """Problems whose value does not fall any more: as good as the arithmetic allows."""
+        theta = self.theta
+        value, gradient = self._objective(theta, penalty_G, self._group)
+        if self._before is not None:  # further on in the direction in which solutions went, if that is better
+            further = 2 * theta - self._before
+            value_there, gradient_there = self._objective(further, penalty_G, self._group)
+            better = value_there < value
+            theta = torch.where(better[:, None, None], further, theta)
+            gradient = torch.where(better[:, None, None], gradient_there, gradient)
+            value = torch.where(better, value_there, value)
+        while True:
+            step = -self._history.direction(gradient, partial(self._guess, penalty_G=penalty_G))
+            slope = (gradient * step).sum((1, 2)).double()
+            promise = self._mark_converged(value, gradient, slope)
+            exceeded = self.num_iterations >= self._tolerance.max_iter
+            active = torch.nonzero(~self.converged & ~exhausted & ~exceeded)[:, 0]
+            if not len(active):
+                if self._dtype == torch.float64 or bool((self.converged | exceeded).all()):
+                    break
+                self._in_float64()
+                exhausted.zero_()
+                theta = theta.double()
+                value, gradient = self._objective(theta, penalty_G, self._group)
+                continue
+            search = LineSearch(theta, value, gradient, step, slope, active)
+            for _ in range(_MOST_TRIALS):
+                waiting, points = search.waiting, search.points()
+                search.take(points, *self._objective(points, penalty_G[waiting], self._group[waiting]))
+                self.num_iterations[waiting] += 1
+                if not len(search.waiting):
+                    break
+            self._remember(search.theta - theta, search.gradient - gradient, active, penalty_G)
+            theta, value, gradient = search.theta, search.value, search.gradient
+            exhausted |= search.stuck
+        self.converged |= exhausted | (promise <= self._tolerance.enough)
+        self._before, self.theta, self.value = self.theta, theta, value
+        return theta
+
+    def _mark_converged(self, value: Tensor, gradient: Tensor, slope: Tensor) -> Tensor:
+        """Take note of what has converged, and return the share of its value that each next step promises."""
+        weights, intercept = _largest(gradient[:, :, :-1]), _largest(gradient[:, :, -1:])
+        small = (weights <= self._tolerance.gradient * self._steepest) & (
+            intercept <= self._tolerance.gradient * self._at_zero
+        )
+        # The more evaluations it took, the more is left of which a step promises only a part.
+        unsure = (self.num_iterations / _EVALUATIONS_PER_PROMISE).clamp(min=1.0)
+        promise = unsure * -slope / 2 / value.abs().clamp(min=torch.finfo(torch.float64).tiny)
+        self.converged |= (promise <= self._tolerance.decrease) | small
+        return promise
+
+    def _in_float64(self) -> None:
+        self._dtype = torch.float64
+        self.theta, self._scale = self.theta.double(), self._scale.double()
+        self._steepest = self._steepest.double()
+        self._before = None if self._before is None else self._before.double()
+
+    def _guess(self, gradient: Tensor, penalty_G: Tensor) -> Tensor:
+        return self._precondition(gradient, penalty_G) * self._scale[:, None, None]
+
+    def _remember(self, moved: Tensor, changed: Tensor, active: Tensor, penalty_G: Tensor) -> None:
+        """Add steps and their changes of gradient to the history, and now and then rescale the first guess by them."""
+        self._history.remember(moved, changed, active)
+        due = active[self._history.count[active] % _PAIRS_PER_SCALE == 1]
+        if not len(due):
+            return
+        along, floor = (moved * changed).sum((1, 2))[due], torch.finfo(self._dtype).tiny
+        curved = (changed * self._precondition(changed, penalty_G)).sum((1, 2))[due]
+        fresh = along / curved.clamp(min=floor)
+        self._scale[due] = torch.where((along > 0) & (curved > 0) & fresh.isfinite(), fresh, self._scale[due])
 
 
-def held_out_margins(solutions: Solutions, data: FoldBlocks, left_out: Sequence[int]) -> NDArray[np.float64]:
-    """Return margins (n, K) of the rows that some problem leaves out, in their order.
-
-    Parameters
-    ----------
-    solutions : Solutions
-    data : FoldBlocks
-    left_out : sequence of int
-        The fold that each group leaves out.
-    """
-    margins = np.full((data.num_rows, solutions.intercept_GK.shape[1]), np.nan)
-    for block in data.blocks():
-        if block.fold != NO_FOLD:
-            group = left_out.index(block.fold)
-            weights = solutions.weights_GKD[group].to(data.dtype)
-            values = (block.X @ weights.T).double() + solutions.intercept_GK[group]
-            margins[block.index_n.cpu().numpy()] = values.cpu().numpy()
-    return margins[data.fold != NO_FOLD]
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().amax((1, 2))

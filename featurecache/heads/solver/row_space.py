@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from featurecache.heads.fold_blocks import NO_FOLD, Block, FoldBlocks, Moments
+from featurecache.heads.fold_blocks import NO_FOLD, Block, FoldBlocks
 
 
 class RowSpaces:
@@ -22,11 +20,8 @@ class RowSpaces:
     Parameters
     ----------
     data : FoldBlocks
-    left_out : sequence of int
-        The fold that each group leaves out.
-    moments : Moments
-        Of ``data``.
-    standardize : bool
+    mean_GD, scale_GD : Tensor of float64
+        By which features are standardised for each group.
 
     Attributes
     ----------
@@ -34,15 +29,10 @@ class RowSpaces:
         All rows by their coordinates along the axes of each group, float64.
     """
 
-    def __init__(self, data: FoldBlocks, left_out: Sequence[int], moments: Moments, *, standardize: bool) -> None:
+    def __init__(self, data: FoldBlocks, mean_GD: Tensor, scale_GD: Tensor) -> None:
         X = torch.from_numpy(np.asarray(data.X[:], np.float64)).to(data.device)
-        known = [moments.without(fold) for fold in left_out]
-        self._mean_GD, self._scale_GD = (torch.stack([moments[index] for moments in known]) for index in (1, 2))
-        if not standardize:
-            self._mean_GD, self._scale_GD = torch.zeros_like(self._mean_GD), torch.ones_like(self._scale_GD)
-        found = [
-            torch.linalg.qr(((X - mean) / scale).T) for mean, scale in zip(self._mean_GD, self._scale_GD, strict=True)
-        ]
+        self._mean_GD, self._scale_GD = mean_GD, scale_GD
+        found = [torch.linalg.qr(((X - mean) / scale).T) for mean, scale in zip(mean_GD, scale_GD, strict=True)]
         self._axes_GDR = torch.stack([axes for axes, _ in found])
         rows_GnR = torch.stack([upper.T for _, upper in found]).contiguous()
         weight = None if data.weight is None else torch.from_numpy(data.weight).to(rows_GnR)
