@@ -17,8 +17,20 @@ Written = TypeVar("Written")
 _PACKAGE = Path(__file__).parent
 
 
+def _rebuilt(kind: type[FeatureCacheError], args: tuple[object, ...], state: dict[str, object]) -> FeatureCacheError:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(state)
+    return error
+
+
 class FeatureCacheError(Exception):
     """Base of all errors raised on purpose by featurecache."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are rebuilt from their message alone, which the constructors of ours do not take: a worker's error
+        # would arrive as a TypeError about that.
+        return _rebuilt, (type(self), self.args, vars(self))
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows: the caller's lines and the message; all frames after ``%xmode Verbose``."""
@@ -150,9 +162,6 @@ class WorkerDiedError(FeatureCacheError, RuntimeError):
             f"several workers were lost, the last because {why}; what is committed stays: run the command again, with "
             "fewer --processes or a smaller --batch-size"
         )
-
-    def __reduce__(self) -> tuple[type[WorkerDiedError], tuple[int]]:
-        return type(self), (self.exit_code,)
 
 
 class StoreError(FeatureCacheError, ValueError):

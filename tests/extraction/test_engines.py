@@ -19,7 +19,14 @@ import pytest
 from conftest import REPOSITORY, TINY
 
 from featurecache import plugins
-from featurecache.errors import MissingExtraError, RequestError, UnknownNameError, WorkerDiedError
+from featurecache.errors import (
+    InputError,
+    MissingExtraError,
+    NotAgreedError,
+    RequestError,
+    UnknownNameError,
+    WorkerDiedError,
+)
 from featurecache.extraction.engines import Engine, make_engine, processes, rank
 from featurecache.extraction.engines.local import LocalEngine
 from featurecache.extraction.engines.processes import ProcessesEngine
@@ -122,8 +129,6 @@ def test_workers_that_are_killed_again_and_again_end_the_run(make_folder: Make, 
     with pytest.raises(WorkerDiedError, match="several workers were lost, the last because the system ended it"):
         run_extraction(make_folder(per_class=60), tmp_path / "c", make_request(TINY), progress=Deadly(), **options)
     assert multiprocessing.active_children() == []
-    error = WorkerDiedError(3)
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_a_script_without_a_main_guard_starts_workers(make_folder: Make, tmp_path: Path) -> None:
@@ -266,3 +271,19 @@ def test_wrong_engines_are_refused(offered: list[EntryPoint]) -> None:
     with pytest.raises(UnknownNameError, match="unknown engine 'brokn'; did you mean 'broken'"):
         make_engine("brokn", Silent())
     assert type(make_engine("local", Silent())).__name__ == "LocalEngine"  # a name of ours cannot be taken over
+
+
+def test_every_error_of_ours_travels() -> None:
+    """With its message, its attributes and its type; the constructors of many take no message."""
+    made = [
+        UnknownNameError("tap", "layr4", ["layer4"], advice="see inspect"),
+        WorkerDiedError(-9),
+        MissingExtraError("ray, which the engine ray runs on,", "ray"),
+        InputError("changed", "the file was edited"),
+        NotAgreedError("say so", ["--backbone", "hf:x"]),
+        RequestError("no"),
+    ]
+    for error in made:
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+    assert isinstance(pickle.loads(pickle.dumps(made[0])), LookupError)

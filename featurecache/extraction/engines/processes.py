@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 from featurecache.errors import RequestError, WorkerDiedError
-from featurecache.extraction.engines.portable import portable
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
@@ -197,7 +196,10 @@ def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) 
     except KeyboardInterrupt:
         remove_temporary()  # the starter says why
     except Exception as error:
-        connection.send(("failed", portable(error)))
+        try:
+            connection.send(("failed", error))
+        except (AttributeError, TypeError, ValueError):  # of somebody else, and it does not travel
+            connection.send(("failed", RuntimeError(f"{type(error).__name__}: {error}")))
 
 
 def _end_with_starter() -> None:

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from featurecache.errors import MissingExtraError, RequestError
-from featurecache.extraction.engines.portable import portable
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
@@ -105,4 +104,4 @@ def _work(job: ExtractionJob, device: str | None, cores: int) -> WorkerReport | 
         with at_most_cores(cores):
             return work(job, device=device, cores=cores)
     except Exception as error:
-        return portable(error)
+        return error
