@@ -20,10 +20,10 @@ from pathlib import Path
 from featurecache.atomic import partial_name
 from featurecache.stopping import forget, temporary
 
-# Twenty heartbeats must be missed before a lease counts for nothing: network file systems may stall for minutes, and
-# a lease that is lost too early has a shard computed twice.
-HEARTBEAT_SECONDS = 30.0
-EXPIRY_SECONDS = 600.0
+# Twelve heartbeats must be missed before a lease counts for nothing: network file systems stall, and what a worker does
+# whose lease is lost too early is done twice. Longer, and others wait for a worker that was killed with its machine.
+HEARTBEAT_SECONDS = 10.0
+EXPIRY_SECONDS = 120.0
 
 
 class Leases:
@@ -85,9 +85,22 @@ class Leases:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
-            return True  # no hard links here: work goes on without leases
+            return self._create_without_links(path)
         finally:
             draft.unlink(missing_ok=True)
+        return True
+
+    def _create_without_links(self, path: Path) -> bool:
+        """Make the file exclusively: for a moment it is there without its holder, who then counts as alive."""
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        except OSError:
+            return True  # where not even that can be done, work goes on without leases
+        temporary(path)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(self._holder)
         return True
 
     def _is_dead(self, path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -31,6 +32,7 @@ from trials.common import (
 )
 
 NUM_WRITERS = 8
+NO_LINKS = "with leases where there are no hard links"
 KINDS = ("alike", "alike, extending", "overlapping sources", "other shard sizes")
 
 
@@ -51,10 +53,10 @@ def try_races(options: Options) -> list[Tally]:
     warm_up()
     ground = _make_ground(options.scratch)
     tallies = []
-    for leases, number in ((False, 2 if options.quick else 200), (True, 1 if options.quick else 40)):
-        races = [(ground, KINDS[k % len(KINDS)], k, leases) for k in range(number)]
+    few = 1 if options.quick else 40
+    for with_them, number in (("without leases", 2 if options.quick else 200), ("with leases", few), (NO_LINKS, few)):
+        races = [(ground, KINDS[k % len(KINDS)], k, with_them) for k in range(number)]
         results = for_each(races, _race, jobs=2)
-        with_them = "with leases" if leases else "without leases"
         right = Tally(f"races of 8 writers {with_them} left a wrong or doubled row, a temporary or a failed writer")
         complete = Tally(f"races {with_them} left rows uncached although every writer said it was done")
         counts: Counter[str] = Counter()
@@ -101,16 +103,18 @@ def _must(work: Callable[[], int]) -> None:
         raise RuntimeError(f"the run before the races failed: {ended.error}")
 
 
-def _race(race: tuple[Ground, str, int, bool]) -> dict[str, Any]:
+def _race(race: tuple[Ground, str, int, str]) -> dict[str, Any]:
     from featurecache.store.leases import Leases
 
-    ground, kind, number, leases = race
+    ground, kind, number, with_them = race
     rng = random.Random(number)
-    cache = ground.scratch / f"race{number}-{leases}"
+    cache = ground.scratch / f"race{number}-{with_them.replace(' ', '-')}"
     if kind == "alike, extending":
         shutil.copytree(ground.half, cache)
-    if not leases:
+    if with_them == "without leases":
         Leases.hold = _no_lease
+    if with_them == NO_LINKS:
+        os.link = _no_link
     runs = []
     for writer in range(NUM_WRITERS):
         source = ground.sources[writer % len(ground.sources)] if kind == "overlapping sources" else ground.sources[0]
@@ -121,6 +125,10 @@ def _race(race: tuple[Ground, str, int, bool]) -> dict[str, Any]:
     found, missing, counts = _inspect(cache, ground)
     shutil.rmtree(cache, ignore_errors=True)
     return {"problems": problems + found, "missing": missing, "counts": counts}
+
+
+def _no_link(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EPERM, "this file system has no hard links")
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def test_ranks_take_their_gpu_and_share_of_the_cores(
     job = job_on(make_folder(per_class=1), tmp_path / "c")
     for variables in (
         {"RANK": "9", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"},  # torchrun
-        {"SLURM_PROCID": "6", "SLURM_LOCALID": "6", "SLURM_NTASKS_PER_NODE": "8"},  # srun
+        {"SLURM_PROCID": "6", "SLURM_LOCALID": "6", "SLURM_TASKS_PER_NODE": "8(x2)"},  # srun
         {"SLURM_ARRAY_TASK_ID": "3"},  # a job array
     ):
         with monkeypatch.context() as patch:

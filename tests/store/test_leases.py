@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,25 @@ import pytest
 from featurecache.store.leases import Leases
 
 pytestmark = pytest.mark.quick
+WITHOUT_LINKS = """
+import errno, os
+def refused(*paths):
+    raise OSError(errno.EPERM, "no hard links here")
+os.link = refused
+"""
+
+
+@pytest.fixture(params=["links", "no links"], autouse=True)
+def prelude(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both kinds of file system; return what makes another process see the same kind."""
+    if request.param == "links":
+        return ""
+    names: dict[str, object] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", os.link)  # given back when the block ends
+        exec(WITHOUT_LINKS, names)
+    monkeypatch.setattr(os, "link", names["refused"])
+    return WITHOUT_LINKS
 
 
 def test_a_held_lease_is_not_given_twice_and_comes_back(tmp_path: Path) -> None:
@@ -24,8 +44,8 @@ def test_a_held_lease_is_not_given_twice_and_comes_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lease_of_a_dead_process_is_free_at_once(tmp_path: Path) -> None:
-    code = f"""
+def test_a_lease_of_a_dead_process_is_free_at_once(tmp_path: Path, prelude: str) -> None:
+    code = f"""{prelude}
 import os
 from pathlib import Path
 from featurecache.store.leases import Leases
@@ -45,7 +65,10 @@ def test_a_silent_holder_elsewhere_expires_and_a_living_one_does_not(tmp_path: P
     lease.write_text('{"host": "elsewhere", "boot": "x", "pid": 1}')
     with Leases(tmp_path).hold("a") as held:
         assert not held
-    os.utime(lease, (time.time() - 700, time.time() - 700))
+    os.utime(lease, (time.time() - 110, time.time() - 110))
+    with Leases(tmp_path).hold("a") as held:
+        assert not held
+    os.utime(lease, (time.time() - 130, time.time() - 130))
     with Leases(tmp_path).hold("a") as held:
         assert held
 
@@ -67,3 +90,22 @@ def test_a_lease_that_is_no_json_is_respected_until_it_expires(tmp_path: Path) -
     lease.write_text("half wri")
     with Leases(tmp_path).hold("a") as held:
         assert not held
+
+
+def test_a_lease_whose_holder_is_not_written_yet_counts_as_alive(tmp_path: Path) -> None:
+    (tmp_path / "a.lease").touch()
+    with Leases(tmp_path).hold("a") as held:
+        assert not held
+
+
+def test_where_no_file_can_be_made_exclusively_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def no_exclusive(path: object, flags: int, *more: object, **options: object) -> int:
+        if flags & os.O_EXCL and str(path).endswith(".lease"):
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", no_exclusive)
+    with Leases(tmp_path).hold("a") as held:
+        assert held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from featurecache.specs import ALL_GPUS
 
 _RANKS = ("RANK", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID")
 _LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
-_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")
+_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,6 @@ class RankEngine:
 
 
 def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
-    """Return the first of some variables that is a number."""
-    return next((int(text) for name in names if (text := environment.get(name, "")).isdecimal()), None)
+    """Return the first of some variables that begins with a number: Slurm writes ``8(x2),4`` for what nodes have."""
+    found = (re.match(r"\d+", environment.get(name, "")) for name in names)
+    return next((int(match[0]) for match in found if match is not None), None)
