@@ -5,9 +5,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from itertools import chain
+from time import sleep
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,8 @@ from featurecache.store.store import FeatureStore
 
 # Samples that get their rows at once.
 _BLOCK = 1 << 18
+# Seconds until the lease of a scan is tried again.
+_PAUSE = 0.25
 # Samples that a thread reads before it asks for more: handing them out one by one took longer than small files do.
 _HANDFUL = 8
 
@@ -56,14 +60,40 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     if not all(recall(job, store).values()):
         _ = job.network  # an unknown backbone or tap, or one for other samples, shows here
     store = store or FeatureStore.create(job.cache)
-    before = store.listings.load(source.key)
-    entries = Entries.of(source)
-    rows = known_rows(entries, before, len(store.samples))
-    for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress):
-        rows[indices] = store.samples.append(ids, entries.names.take(indices), entries.stamps[indices, 0])
-    listing = Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)
-    # A listing that is as before is not written again: of a million files it has some 60 MB.
-    return listing if before is not None and listing.same_as(before) else store.listings.save(listing)
+    with _alone(store, source.key, progress) as made_meanwhile:
+        if made_meanwhile is not None:
+            return made_meanwhile
+        before = store.listings.load(source.key)
+        entries = Entries.of(source)
+        rows = known_rows(entries, before, len(store.samples))
+        for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress):
+            rows[indices] = store.samples.append(ids, entries.names.take(indices), entries.stamps[indices, 0])
+        listing = Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)
+        # A listing that is as before is not written again: of a million files it has some 60 MB.
+        return listing if before is not None and listing.same_as(before) else store.listings.save(listing)
+
+
+@contextmanager
+def _alone(store: FeatureStore, source: str, progress: Progress) -> Iterator[Listing | None]:
+    """Scan a source while no other process does: of several that begin together one reads and hashes it, for all.
+
+    Yields
+    ------
+    Listing or None
+        That another process has made while this one waited.
+    """
+    leases, before, has_waited = store.listings.leases(source), store.listings.load(source), False
+    while True:
+        with leases.hold("scan") as is_mine:
+            if is_mine:
+                now = store.listings.load(source) if has_waited else None
+                is_newer = now is not None and (before is None or now.order > before.order)
+                yield now if is_newer else None
+                return
+        if not has_waited:
+            progress.say("another process scans the source")
+        has_waited = True
+        sleep(_PAUSE)
 
 
 def identified(

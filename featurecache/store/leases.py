@@ -61,7 +61,13 @@ class Leases:
             forget(path)
 
     def _take(self, path: Path) -> bool:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            # A cache that only can be read is looked at, and nobody is at work there.
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            return True
         if self._create(path):
             return True
         if not self._is_dead(path):

@@ -15,6 +15,7 @@ from featurecache.hashing import digest_bytes
 from featurecache.ignored import IgnoredFiles
 from featurecache.store.commits import Commit
 from featurecache.store.folders import ShardFolder
+from featurecache.store.leases import Leases
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import SOURCE
 from featurecache.store.shards import MappedShard
@@ -123,6 +124,10 @@ class Listings:
         folder.publish_next(arrays, body, kind="source view")
         # If another writer was first, or is already further, its listing is as good: both scans are fresh.
         return folder.newest(listing_of) or listing
+
+    def leases(self, source: str) -> Leases:
+        """Return the leases that scans of a source take, by its key."""
+        return Leases(self._folder(source).path / "leases")
 
     def _folder(self, source: str | Path) -> ShardFolder:
         key = str(source.resolve()) if isinstance(source, Path) else source

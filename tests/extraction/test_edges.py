@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
-from conftest import COLOURS, TINY, pretend_other_torch, write_image
+from conftest import COLOURS, REPOSITORY, TINY, pretend_other_torch, write_image
 
 from featurecache.errors import DriftError, InputError
 from featurecache.extraction import modality
@@ -238,3 +243,47 @@ def test_an_image_that_this_machine_cannot_decode_any_more_is_drift(
     monkeypatch.setattr(modality, "decode", decode)
     with pytest.raises(DriftError, match=r"000\.png has features .* cannot be decoded .* no decoder .*decoded pixels"):
         run_extraction(source, tmp_path / "c", make_request(TINY), settings=SETTINGS)
+
+
+class Slow(Units):
+    """Counts the samples that are read to be identified, each of which takes a while; they have stamps."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.opened: list[str] = []
+
+    def list(self, unit: Unit) -> Iterator[Entry]:
+        return (Entry(entry.name, (1, 2, 3, 4)) for entry in super().list(unit))
+
+    def open(self, name: str, *, stamp: Any) -> bytes:
+        self.opened.append(name)
+        sleep(0.02)
+        return super().open(name, stamp=stamp)
+
+
+def test_of_several_that_scan_at_once_one_reads_the_source(make_folder: Make, tmp_path: Path) -> None:
+    source = Slow(make_folder(per_class=4))
+    jobs = [ExtractionJob(source=source, cache=tmp_path / "c", backbone=make_request(TINY)) for _ in range(3)]
+    assert jobs[0].network  # loaded before, so that they begin together
+    FeatureStore.create(tmp_path / "c")
+    with ThreadPoolExecutor(3) as pool:
+        listings = list(pool.map(scan, jobs))
+    assert len(source.opened) == 12
+    assert all(listing.same_as(listings[0]) for listing in listings)
+    assert [*(tmp_path / "c").rglob("*.lease")] == []
+    # And one that comes later finds that nothing has changed.
+    assert scan(jobs[0]).same_as(listings[0])
+    assert len(source.opened) == 12
+
+
+def test_a_scan_goes_on_where_another_was_killed(make_folder: Make, tmp_path: Path) -> None:
+    job = ExtractionJob(source=source_spec(make_folder(per_class=1)), cache=tmp_path / "c", backbone=make_request(TINY))
+    store = FeatureStore.create(tmp_path / "c")
+    code = "import os, sys; from pathlib import Path; from featurecache.store.store import FeatureStore\n"
+    code += "with FeatureStore.open(Path(sys.argv[1])).listings.leases(sys.argv[2]).hold('scan') as mine:\n"
+    code += "    assert mine; os._exit(9)"
+    command = [sys.executable, "-c", code, str(store.path), job.opened_source.key]
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=False).returncode == 9
+    assert len([*store.path.rglob("scan.lease")]) == 1
+    assert len(scan(job).unique_rows) == 3
+    assert [*store.path.rglob("scan.lease")] == []
