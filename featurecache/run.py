@@ -303,7 +303,7 @@ def _check_labels(
     from featurecache.evaluation.metrics import metric_of
     from featurecache.heads.thresholds import threshold_rule
     from featurecache.sources.entries import Entries
-    from featurecache.store.label_joining import check_names
+    from featurecache.store.label_join import check_names
     from featurecache.store.labels import FolderLabels, label_of_path
     from featurecache.store.task_builder import check_labels
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featurecache.errors import ReportWarning, TaskError
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import Target
-from featurecache.store.label_joining import MISSING, labels_of_folders, missing_error, rows_of_labels
+from featurecache.store.label_join import MISSING, labels_of_folders, missing_error, rows_of_labels
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels, class_order
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
