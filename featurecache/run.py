@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featurecache.advice.finding import Finding
-    from featurecache.evaluation.training import TrainedHead, TrainingReport
+    from featurecache.evaluation.trained_head import TrainedHead
+    from featurecache.evaluation.training import TrainingReport
     from featurecache.extraction.report import ExtractionReport
     from featurecache.progress import Progress
     from featurecache.sources.source import Source

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurecache.errors import InputError, OutputFailure, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from featurecache.advice.finding import Finding
@@ -61,6 +62,15 @@ class RunReport:
 
     def _repr_html_(self) -> str:
         return self.training._repr_html_()
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the scores of the heads; see `TrainingReport.plot`.
+
+        Parameters
+        ----------
+        axes : matplotlib.axes.Axes, optional
+        """
+        return self.training.plot(axes)
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values, as ``featurecache run --json`` prints them."""
@@ -170,7 +180,7 @@ def _galleries(advice: Sequence[Finding]) -> list[Gallery]:
 
 def _names_of_samples(done: RunReport, source: Source, listing: Listing) -> tuple[NDArray[Any], list[str]]:
     """Return the targets of the reported samples, and what a reader calls each of them."""
-    from featurecache.evaluation.training import reported_rows
+    from featurecache.evaluation.trained_head import reported_rows
 
     rows, y_true = reported_rows(done.training.best)
     uris, listed = done.extraction.store.samples.uris_of(rows), set(listing.unique_rows.tolist())

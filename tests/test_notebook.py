@@ -60,6 +60,24 @@ def test_tables_of_notebooks_escape_what_strangers_wrote(done: fc.RunReport) -> 
     assert "and 5 more" in many
 
 
+def test_a_training_draws_itself(done: fc.RunReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    monkeypatch.setitem(mpl.rcParams, "backend", "agg")
+    report = done.training
+    axes = report.plot()
+    heads = [head.result.head for head in report.heads]
+    assert [label.get_text() for label in axes.get_yticklabels()] == heads
+    marks = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in marks] == [head.result.selection_score for head in report.heads]
+    assert "95 % interval" in axes.get_xlabel()
+    own = Figure().add_subplot()
+    assert report.plot(own) is own
+    assert done.plot(own) is own
+    mpl.pyplot.close("all")
+
+
 def test_one_name_is_not_its_letters(done: fc.RunReport) -> None:
     store = done.extraction.store
     (head,) = fc.train_heads(store, store.task("run"), store.feature_sets(), "ridge", n_jobs=1).heads

@@ -13,7 +13,7 @@ import numpy as np
 
 from featurecache.evaluation.adapting import AdaptationReport
 from featurecache.evaluation.refit import evaluated_splits, fit_chosen, is_fitted
-from featurecache.evaluation.training import TrainedHead
+from featurecache.evaluation.trained_head import TrainedHead
 from featurecache.heads.bundle import save_head
 from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.outliers import OutlierDetector, most_rows

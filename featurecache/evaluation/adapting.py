@@ -25,7 +25,7 @@ from featurecache.evaluation.proportions import wilson
 from featurecache.evaluation.search import search
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.evaluation.task_features import read_splits, splits_without_features
-from featurecache.evaluation.training import TrainedHead
+from featurecache.evaluation.trained_head import TrainedHead
 from featurecache.heads.adaptation import (
     able_methods,
     corrected_prior,

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from featurecache.errors import FeatureCacheError, ReportWarning, shortened
 from featurecache.evaluation.changes import Changes
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.training import TrainedHead, TrainingReport, reported_rows, selection_rows
+from featurecache.evaluation.trained_head import TrainedHead, reported_rows, selection_rows
+from featurecache.evaluation.training import TrainingReport
 from featurecache.store.history import History, PastTraining
 from featurecache.store.result_schemas import HistoryBody
 from featurecache.store.samples import find_ids

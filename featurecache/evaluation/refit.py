@@ -20,7 +20,7 @@ from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import memory_budget
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.evaluation.task_features import read_splits
-from featurecache.evaluation.training import TrainedHead
+from featurecache.evaluation.trained_head import TrainedHead
 from featurecache.heads.fitting import fit_estimator
 from featurecache.heads.threads import one_thread
 from featurecache.store.labels import SPLITS

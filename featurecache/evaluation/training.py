@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,13 +20,13 @@ from featurecache.evaluation.chosen_score import ChosenScore, chosen_score
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.configuring import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, resolve
 from featurecache.evaluation.details import Details
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.kept_results import KeptResults, search_new
 from featurecache.evaluation.limits import check_limits, reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
 from featurecache.evaluation.ranking import ranked
+from featurecache.evaluation.score_plot import plot_results
 from featurecache.evaluation.scores import confusion
 from featurecache.evaluation.search import HeadsAndData, search_all
 from featurecache.evaluation.split_data import SplitData
@@ -37,63 +37,25 @@ from featurecache.evaluation.task_features import (
     groups_in_memory,
     open_task_features,
     read_splits,
-    rows_of_split,
 )
+from featurecache.evaluation.trained_head import TrainedHead, reported_rows, selection_rows
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.progress import Progress
 from featurecache.specs import as_tuple
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
-from featurecache.store.samples import Rows
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from featurecache.evaluation.changes import Changes
 
 _CHOSEN = ("head", "backbone", "tap", "dtype", "views", "judged_on", "judged_views", "fingerprint", "params")
 """What says which head was chosen."""
-
-
-@dataclass(frozen=True)
-class TrainedHead:
-    """A head, what it was trained on, and how it did."""
-
-    task: Task
-    feature_set: FeatureSet
-    result: HeadResult
-    eval_set: FeatureSet
-    """What it was evaluated on: the feature set itself, the plain one of a set of views, or views of a plain one."""
-
-    def __repr__(self) -> str:
-        return f"TrainedHead({self.result.head!r} {self.result.params} on {self.feature_set!r})"
-
-    @property
-    def evaluated_on(self) -> str:
-        """``plain`` or ``views``."""
-        return "plain" if self.eval_set.num_views is None else "views"
-
-    @property
-    def num_fitted(self) -> int:
-        """Samples that the evaluated fit has seen."""
-        return self.result.n_train // (self.feature_set.num_views or 1)
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return {
-            **self.result.to_json(),
-            "n_fitted": self.num_fitted,
-            "views": self.feature_set.num_views,
-            "judged_on": self.evaluated_on,
-            "judged_views": self.eval_set.num_views,
-            "tap": self.feature_set.tap,
-            "task": self.task.name,
-            "backbone": self.feature_set.identity.backbone,
-            "dtype": self.feature_set.dtype,
-            "fingerprint": self.feature_set.fingerprint,
-        }
 
 
 @dataclass
@@ -150,6 +112,21 @@ class TrainingReport:
         protocol = self.best.result.protocol
         compared = [next(found) if head.result.protocol == protocol else None for head in self.heads]
         return [None, *compared[1:]]
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the score that chose each head, with its interval, the chosen head on top.
+
+        Parameters
+        ----------
+        axes : matplotlib.axes.Axes, optional
+            Where to draw; a new figure when left out.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        metric = self.measure.primary
+        return plot_results([head.to_json() for head in self.heads], metric, self.measure.titles[metric], axes)
 
     def chosen_score(self) -> ChosenScore | None:
         """Return the chosen head's score on the rows that chose it, corrected for that; None of a single head."""
@@ -365,18 +342,6 @@ def _able_heads(
         else:
             able.append(head)
     return able
-
-
-def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
-    """Return rows and targets of the samples on which the head was tested."""
-    return rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), head.result.reported)
-
-
-def selection_rows(head: TrainedHead) -> Rows:
-    """Return rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
-    split = "validation" if head.result.protocol == "validation" else "train"
-    rows, _ = rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), split)
-    return rows[head.result.selection_index]
 
 
 def _shared_rows(

@@ -20,7 +20,8 @@ from featurecache.backbones.dry_run import INPUT, PRE_LOGITS, DryRun, dry_run
 from featurecache.errors import BackboneError, HeadError, ReportWarning, RequestError
 from featurecache.evaluation.choice_warnings import choice_warnings
 from featurecache.evaluation.comparison import Comparison
-from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
+from featurecache.evaluation.trained_head import TrainedHead
+from featurecache.evaluation.training import TrainingReport, train_heads
 from featurecache.finetuning.factories import TAIL, layer_factory
 from featurecache.finetuning.planning import (
     TRAINING_PASSES,

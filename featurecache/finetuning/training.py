@@ -11,7 +11,8 @@ from pathlib import Path
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.errors import ReportWarning, RequestError, command_line, unique_warnings
-from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
+from featurecache.evaluation.trained_head import TrainedHead
+from featurecache.evaluation.training import TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.factories import TAIL, layer_factory
 from featurecache.finetuning.images import ImageSet

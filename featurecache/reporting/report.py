@@ -13,6 +13,7 @@ import numpy as np
 from featurecache.atomic import publish_bytes
 from featurecache.errors import plain_text
 from featurecache.evaluation.calibration import Calibration
+from featurecache.evaluation.score_plot import intervals_of
 from featurecache.evaluation.scores import OutputScores
 from featurecache.reporting.pictures import draw_intervals, draw_reliability, draw_scatter, thumbnail
 from featurecache.sources.decoding.images import pillow_defaults
@@ -194,15 +195,8 @@ def _shown(value: Any) -> Any:
 
 
 def _picture(data: ReportData) -> str:
-    rows, chosen_by = [], next(iter(data.training["figures"]))
-    names = distinct_names(data.training["results"])
-    for row, name in zip(data.training["results"], names, strict=True):
-        # Heads are compared by what chose them: their scores on the reported split are for none to choose by.
-        score = row["selection_score"]
-        low, high = (row["validation"].get(f"{chosen_by}_{end}") if row["test"] else None for end in ("low", "high"))
-        # One name is enough where all heads are of one tap.
-        shown = f"{row['head']} · {name}" if len(set(names)) > 1 else row["head"]
-        rows.append((shown, score, score if low is None else low, score if high is None else high))
+    chosen_by = next(iter(data.training["figures"]))
+    rows = intervals_of(data.training["results"], chosen_by)
     y_true, floor = data.final.y_true, None
     if chosen_by == "accuracy":
         floor = float(np.bincount(y_true).max() / len(y_true))

@@ -16,7 +16,7 @@ from featurecache.cli import main
 from featurecache.deployment.kept import keep_head
 from featurecache.deployment.saved import open_head
 from featurecache.errors import DriftError, RequestError
-from featurecache.evaluation.training import reported_rows
+from featurecache.evaluation.trained_head import reported_rows
 from featurecache.extraction import augmentation
 from featurecache.heads.probability import predict_proba
 from featurecache.specs import ExtractionSettings, ViewSpec

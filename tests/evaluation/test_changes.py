@@ -15,7 +15,8 @@ import featurecache as fc
 from featurecache.cli import main
 from featurecache.evaluation.changes import Changes
 from featurecache.evaluation.history import remember_training
-from featurecache.evaluation.training import TrainingReport, reported_rows
+from featurecache.evaluation.trained_head import reported_rows
+from featurecache.evaluation.training import TrainingReport
 from featurecache.store.history import MAX_HISTORY
 from featurecache.store.repair import repair
 from featurecache.store.store import FeatureStore

@@ -17,7 +17,8 @@ from featurecache.deployment.saved import open_head
 from featurecache.evaluation import search as searching
 from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.refit import is_fitted
-from featurecache.evaluation.training import TrainingReport, reported_rows
+from featurecache.evaluation.trained_head import reported_rows
+from featurecache.evaluation.training import TrainingReport
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import verify
 

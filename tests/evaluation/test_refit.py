@@ -15,7 +15,8 @@ from featurecache.cli import main
 from featurecache.deployment.kept import keep_head
 from featurecache.deployment.saved import open_head
 from featurecache.evaluation.refit import fit_chosen, is_fitted
-from featurecache.evaluation.training import TrainedHead, TrainingReport, reported_rows
+from featurecache.evaluation.trained_head import TrainedHead, reported_rows
+from featurecache.evaluation.training import TrainingReport
 from featurecache.heads.probability import predict_proba
 from featurecache.store.labels import SPLITS
 from featurecache.store.store import FeatureStore
