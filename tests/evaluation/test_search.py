@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -368,25 +369,28 @@ def test_an_unconverged_head_is_reported_without_a_warning(monkeypatch):
 def test_the_first_fit_of_a_process_is_held_to_one_thread_too():
     """torch is loaded late; a limit on threads that is set before that would not hold for it."""
     code = """
+import sys
 import numpy as np
 from featurecache.evaluation.search import evaluate_head
 from featurecache.heads.logistic import LogisticProbe
 
-seen, path = [], LogisticProbe._path
+seen, fit = [], LogisticProbe.fit
 
-def watch(self):
-    import torch
+def watch(self, *args, **options):
+    found = fit(self, *args, **options)
+    seen.append(sys.modules["torch"].get_num_threads())  # which the fit itself has loaded
+    return found
 
-    seen.append(torch.get_num_threads())
-    return path(self)
-
-LogisticProbe._path = watch
+LogisticProbe.fit = watch
+assert "torch" not in sys.modules
 X = np.random.default_rng(0).normal(size=(60, 5))
 parts = {"train": (X, np.arange(60) % 2), "test": (X, np.arange(60) % 2)}
 evaluate_head("logistic", parts, 2)
 raise SystemExit(set(seen) != {1})
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    # Else there would be one thread without a limit too.
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
