@@ -59,6 +59,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **settings)
         self.given: dict[str, str] = {}
         """Options that had a value, of the command line that is being parsed: what they set -> as it was written."""
+        self.common: tuple[str, ...] = ()
+        """Options that stand first in the help."""
         # `None` is what argparse looks up where `add_argument` names no action.
         self.register("action", None, _StoreOnce)
         self.register("action", "store", _StoreOnce)
@@ -68,6 +70,27 @@ class _Parser(argparse.ArgumentParser):
         # One parser may parse several command lines, as a program or a test does.
         self.given.clear()
         return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        """Return the help: what most people want on the first screen, all else under headings below."""
+        groups = [(group.title, group.description, list(group._group_actions)) for group in self._action_groups]
+        if not self.common:
+            return super().format_help()
+        # By name, in the order in which the verb gives them.
+        by_name = {name: action for action in self._actions for name in action.option_strings}
+        common = [by_name[name] for name in self.common]
+        names = " ".join(str(action.metavar or action.dest) for action in groups[0][2])
+        formatter = self._get_formatter()
+        formatter.add_usage(f"{self.prog} {names} [options]", (), ())
+        formatter.add_text(self.description)
+        _, (_, _, own), *others = groups
+        for title, text, actions in (groups[0], ("common options", None, common), *others, ("more options", None, own)):
+            formatter.start_section(title)
+            formatter.add_text(text)
+            formatter.add_arguments([each for each in actions if each not in common or title == "common options"])
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         # One line: argparse would print all options first, and hide it.

@@ -35,6 +35,17 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "advise",
+        common=(
+            "--task",
+            "--only",
+            "--source",
+            "--minutes",
+            "--target-domain",
+            "--unlabelled",
+            "--label-next",
+            "--wide",
+            "--json",
+        ),
         help="say what to transfer, when, and whether more labels would help: each answer with its interval",
         example="""
           featurecache advise flowers.cache --task species
@@ -46,7 +57,7 @@ def add_parser(verbs: Any) -> None:
         """,
         quiet=True,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument("--task", metavar="T", help="needed where the cache has several")
     parser.add_argument(
         "--only",

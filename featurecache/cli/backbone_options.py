@@ -59,7 +59,7 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preprocess", "belongs to the weights; change it only if you know better")
     group.add_argument("--resize", type=int, metavar="PX", help="shorter side before cropping")
     group.add_argument("--crop", type=int, metavar="PX", help="side of the centre crop")
-    group.add_argument("--interpolation", choices=get_args(Interpolation))
+    group.add_argument("--interpolation", choices=get_args(Interpolation), help="how pixels are resized")
     group.add_argument("--orientation", choices=get_args(Orientation), help="apply the EXIF orientation or not")
     group.add_argument(
         "--jpeg-decoding", choices=get_args(JpegDecoding), help="scaled: large JPEGs no finer than needed (default)"
@@ -75,8 +75,8 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     parser._negative_number_matcher = re.compile(r"^-\d[\d.,eE+-]*$|^-\.\d+.*$")
     group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a text that count; the rest is cut off")
     # Both belong to the weights, so no default stands here.
-    group.add_argument("--mean", type=_three_numbers, metavar="R,G,B")
-    group.add_argument("--std", type=_three_numbers, metavar="R,G,B")
+    group.add_argument("--mean", type=_three_numbers, metavar="R,G,B", help="is taken off pixels from 0 to 1")
+    group.add_argument("--std", type=_three_numbers, metavar="R,G,B", help="divides them then")
 
 
 def requests_of(args: argparse.Namespace) -> list[BackboneRequest]:

@@ -20,12 +20,18 @@ def add_parser(verbs: Any) -> None:
         example="  featurecache convert flowers.cache --to int8",
         quiet=True,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     # No float32: numbers that were rounded once do not come back.
-    parser.add_argument("--to", required=True, choices=("float16", "bfloat16", "int8"), metavar="DTYPE")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("float16", "bfloat16", "int8"),
+        metavar="DTYPE",
+        help="float16, bfloat16 or int8",
+    )
     parser.add_argument("--from", dest="dtype", metavar="DTYPE", help="which stored type (default: the widest)")
-    parser.add_argument("--tap", metavar="T")
-    parser.add_argument("--backbone", metavar="B")
+    parser.add_argument("--tap", metavar="T", help="only this tap")
+    parser.add_argument("--backbone", metavar="B", help="only features of this backbone")
     parser.add_argument("--views", type=int, metavar="K", help="the features of K views; else the plain ones")
     parser.set_defaults(run=run)
 

@@ -24,7 +24,7 @@ def add_parser(verbs: Any) -> None:
           featurecache explore flowers.cache --source photos --map umap --out flowers-map.parquet
         """,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument("--task", metavar="T", help="only its samples, with labels, splits and predictions")
     parser.add_argument(
         "--source", type=source_argument, metavar="SOURCE", help="folder or table of the images, for thumbnails"

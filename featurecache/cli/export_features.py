@@ -29,7 +29,7 @@ def add_parser(verbs: Any) -> None:
           featurecache export-features flowers.cache --task species --tap pre_logits:none --out flowers.csv
         """,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument("--task", metavar="T", help="only its samples, with labels and splits")
     parser.add_argument("--tap", metavar="T", help="cached tap, where there are several")
     parser.add_argument("--backbone", metavar="B", help="only features of this backbone")

@@ -29,6 +29,17 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "extract",
+        common=(
+            "--cache",
+            "--backbone",
+            "--tap",
+            "--weights",
+            "--device",
+            "--path-column",
+            "--text-column",
+            "--views",
+            "--json",
+        ),
         help="run a frozen backbone over a folder of images, or a table of texts, and keep its features",
         example="""
           featurecache extract flowers/ --cache flowers.cache --backbone torchvision:resnet50 --tap layer3:avg

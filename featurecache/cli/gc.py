@@ -21,7 +21,7 @@ def add_parser(verbs: Any) -> None:
           featurecache gc flowers.cache --unused --remove
         """,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument("--remove", action="store_true", help="remove; otherwise only say what would be")
     parser.add_argument("--unused", action="store_true", help="also features of samples that no source holds any more")
     parser.add_argument(

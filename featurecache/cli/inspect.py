@@ -22,10 +22,11 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "inspect",
+        common=("--tap", "--tails", "--depth", "--weights", "--init", "--json"),
         help="show the layers of a backbone as possible taps, with shapes, cost and bytes",
         example="  featurecache inspect torchvision:squeezenet1_1 --weights squeezenet1_1.pth --depth 2",
     )
-    parser.add_argument("backbone", metavar="BACKBONE")
+    parser.add_argument("backbone", metavar="BACKBONE", help="as for extract --backbone")
     add_weights_options(parser)
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of modules to print (default 3)")
     parser.add_argument(

@@ -15,7 +15,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs, "ls", help="list the features, tasks and heads of a cache", example="  featurecache ls flowers.cache"
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.set_defaults(run=run)
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from featurecache.extraction.recomputation import Inputs
 
 
-def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool = False) -> argparse.ArgumentParser:
+def verb_parser(
+    verbs: Any, name: str, *, help: str, example: str, quiet: bool = False, common: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     """Add a verb with the options that every verb has.
 
     Parameters
@@ -32,6 +34,8 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
         A command that works, for the end of its help.
     quiet
         The verb draws progress, and has an option not to.
+    common
+        Options that stand first in its help, in this order; all others stand under headings.
     """
     # Raw, or argparse would join the lines of the example.
     parser: argparse.ArgumentParser = verbs.add_parser(
@@ -43,6 +47,7 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.common = tuple(common)  # type: ignore[attr-defined]  # of the parser of our command line
     if quiet:
         parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
@@ -198,7 +203,12 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """Add what executes the backbone."""
     default = ExtractionSettings()
     group = parser.add_argument_group("machine")
-    group.add_argument("--runtime", choices=get_args(RuntimeName), default=default.runtime)
+    group.add_argument(
+        "--runtime",
+        choices=get_args(RuntimeName),
+        default=default.runtime,
+        help="what executes the network; auto (default): the quickest that gives the same features",
+    )
     add_device_option(group)
     group.add_argument("--batch-size", type=int, metavar="N", help="inputs in a pass (default: chosen for the device)")
     add_jobs_option(group)

@@ -54,6 +54,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "predict",
+        common=("--csv", "--out", "--proba", "--top-k", "--like", "--columns", "--weights", "--device", "--json"),
         help="label new images or texts with a saved head",
         example="""
           featurecache predict flowers.cache/heads/run new_photos/ one_more.jpg

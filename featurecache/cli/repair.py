@@ -26,7 +26,7 @@ def add_parser(verbs: Any) -> None:
         """,
         quiet=True,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     add_input_options(parser, purpose="to compute again what was set aside")
     parser.set_defaults(run=run)
 

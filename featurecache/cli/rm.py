@@ -22,8 +22,8 @@ def add_parser(verbs: Any) -> None:
           featurecache rm flowers.cache features bc7662ce2db4
         """,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
-    parser.add_argument("kind", choices=("head", "task", "features"))
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
+    parser.add_argument("kind", choices=("head", "task", "features"), help="what is removed")
     parser.add_argument(
         "name", metavar="NAME", help="of the head or task; of features a tap, or the beginning of a fingerprint"
     )

@@ -34,6 +34,19 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "run",
+        common=(
+            "--cache",
+            "--backbone",
+            "--labels",
+            "--label-column",
+            "--path-column",
+            "--head",
+            "--metric",
+            "--device",
+            "--weights",
+            "--open",
+            "--json",
+        ),
         help="do it all: extract, train the standard heads, write a report, keep the best head for new inputs",
         example="""
           featurecache run flowers/ --cache flowers.cache

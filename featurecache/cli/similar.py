@@ -22,7 +22,7 @@ def add_parser(verbs: Any) -> None:
           featurecache similar flowers.cache new.jpg --count 50 --tap _blocks.10:avg --json
         """,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument("inputs", type=source_argument, nargs="+", metavar="INPUT", help="image files or folders")
     parser.add_argument("--count", type=int, default=10, metavar="N", help="neighbours of each (default 10)")
     parser.add_argument("--tap", metavar="T", help="cached tap, where there are several")

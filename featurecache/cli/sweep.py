@@ -42,6 +42,18 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "sweep",
+        common=(
+            "--task",
+            "--head",
+            "--tap",
+            "--seeds",
+            "--shots",
+            "--folds",
+            "--metric",
+            "--out",
+            "--picture",
+            "--json",
+        ),
         help="train heads over taps, tasks, seeds and numbers of labels; keep every result",
         example="""
           featurecache sweep flowers.cache --task species --picture layers.svg
@@ -50,7 +62,7 @@ def add_parser(verbs: Any) -> None:
         """,
         quiet=True,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument("--task", action="append", metavar="T", help="repeat for several (default: all)")
     parser.add_argument(
         "--tap", action="append", metavar="T", help="cached tap, repeat for several (default: all pooled ones)"

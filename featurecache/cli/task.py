@@ -25,6 +25,10 @@ def add_parser(verbs: Any) -> None:
     add = verb_parser(
         below,
         "add",
+        common=(
+            *("--from-folders", "--label-column", "--path-column", "--kind", "--group-column", "--split-column"),
+            *("--group-near-copies", "--replace", "--json"),
+        ),
         help="add a task: from the folders that the images lie in, or from a CSV",
         example="""
           featurecache task add flowers.cache species --from-folders
@@ -34,8 +38,8 @@ def add_parser(verbs: Any) -> None:
           featurecache task add flowers.cache size sizes.csv --kind regression --label-column height
         """,
     )
-    add.add_argument("cache", type=Path, metavar="DIR")
-    add.add_argument("name", metavar="NAME")
+    add.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
+    add.add_argument("name", metavar="NAME", help="what the task is called")
     add.add_argument(
         "labels",
         type=Path,
@@ -65,7 +69,7 @@ def add_parser(verbs: Any) -> None:
     )
     add.set_defaults(run=run_add)
     ls = verb_parser(below, "ls", help="list the tasks of a cache", example="  featurecache task ls flowers.cache")
-    ls.add_argument("cache", type=Path, metavar="DIR")
+    ls.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     ls.set_defaults(run=run_ls)
 
 

@@ -49,6 +49,18 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "train",
+        common=(
+            "--task",
+            "--head",
+            "--tap",
+            "--backbone",
+            "--save",
+            "--metric",
+            "--balanced",
+            "--depths",
+            "--wide",
+            "--json",
+        ),
         help="train heads on cached features and compare them honestly",
         example="""
           featurecache train flowers.cache --task species
@@ -58,7 +70,7 @@ def add_parser(verbs: Any) -> None:
         """,
         quiet=True,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument("--task", metavar="T", help="needed where the cache has several")
     parser.add_argument(
         "--tap",

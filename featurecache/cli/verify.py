@@ -22,6 +22,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "verify",
+        common=("--deep", "--source", "--rows", "--level", "--json"),
         help="check a cache without changing it: records, checksums, digests, and that rows belong to their samples",
         example="""
           featurecache verify flowers.cache
@@ -30,7 +31,7 @@ def add_parser(verbs: Any) -> None:
         """,
         quiet=True,
     )
-    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument("--level", choices=LEVELS, default="digest", help="how much to check (default: digest)")
     parser.add_argument("--sample", type=float, default=1.0, metavar="SHARE", help="share of the shards to read")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -146,3 +147,37 @@ def test_the_advice_to_install_names_packages_that_exist() -> None:
 
     assert install_command("timm").startswith(("pip install 'timm>=", "pip install 'featurecache[timm]'"))
     assert install_command("no_such") == "pip install 'featurecache[no_such]'"
+
+
+def parsers(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every verb with its parser."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield path, parser
+    for action in below:
+        for name, inner in action.choices.items():
+            yield from parsers(inner, (*path, name))
+
+
+VERB_PARSERS = dict(parsers(PARSER))
+
+
+@pytest.mark.parametrize("verb", VERB_PARSERS, ids=" ".join)
+def test_help_shows_what_most_people_want_first_and_every_option_once(
+    verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = VERB_PARSERS[verb]
+    shown = parser.format_help()
+    actions = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    assert all(action.help for action in actions)
+    for action in actions:
+        for name in action.option_strings[-1:]:
+            listed = re.findall(rf"^  (?:-\w, )?{name}(?![\w-])", shown, re.MULTILINE)
+            assert len(listed) == 1, (verb, name)
+    if len(shown.splitlines()) > 60:
+        first, *_ = re.split(r"\n\n(?=[a-z ]+:\n)", shown.partition("common options:")[2])
+        before = shown.partition("common options:")[0]
+        assert len(before.splitlines()) + len(first.splitlines()) <= 45
+        assert shown.splitlines()[0].endswith("[options]")
+    assert "\nexample:\n" in shown
