@@ -298,14 +298,21 @@ def _replicate(module: Normalized, count: int) -> list[nn.Module]:
 @contextmanager
 def _exact_float32() -> Iterator[None]:
     """Keep GPUs from rounding to ten bits (TF32) what the fingerprint calls float32."""
+    cudnn = torch.backends.cudnn
+    # The switches of torch 2.9 alone: to read the older ones raises where a program has set both kinds.
+    switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     # Put back afterwards: the process may train something else with it.
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    before = [switch.fp32_precision for switch in switches]
+    flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True):
-            yield
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
 
 
 def checked_device(name: str) -> torch.device:

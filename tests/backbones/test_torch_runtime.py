@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.registry import load_backbone
@@ -182,3 +186,26 @@ def test_a_gpu_agrees_with_the_cpu() -> None:
     batches = some_batches(9, size=16)
     expected = list(opened().map(batches))
     assert equal(list(opened(device="cuda").map(batches)), expected)
+
+
+@pytest.mark.parametrize("program", ["untouched", "older switches", "newer switch", "both kinds"])
+def test_exact_float32_holds_whatever_a_program_has_set_and_puts_it_back(program: str) -> None:
+    code = """
+import sys, torch
+from featurecache.backbones.torch_runtime import _exact_float32
+program = sys.argv[1]
+if program in ("older switches", "both kinds"):
+    torch.backends.cuda.matmul.allow_tf32 = True
+if program in ("newer switch", "both kinds"):
+    torch.backends.fp32_precision = "tf32"
+switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+def state():
+    return [switch.fp32_precision for switch in switches] + [torch.backends.cudnn.deterministic]
+before = state()
+with _exact_float32():
+    assert state() == ["ieee", "ieee", "ieee", True], state()
+assert state() == before, (before, state())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code, program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
