@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.advice.axes import k_means, main_axes, unit_rows
+from featurecache.advice.axes import k_means, main_axes
 from featurecache.advice.finding import Finding
 from featurecache.advice.probe import Floats, linear_probe, one_hot, predict_new
+from featurecache.heads.preparation import unit_rows
 
 Indices = NDArray[np.int64]
 ENOUGH_PER_CLASS = 3

@@ -21,11 +21,6 @@ MapName = Literal["pca", "umap"]
 NUM_AXES = 50
 
 
-def unit_rows(coordinates: Floats) -> Floats:
-    """Return coordinates (n, k) scaled to length one; rows of zeros stay as they are."""
-    return np.asarray(coordinates / np.maximum(np.linalg.norm(coordinates, axis=1, keepdims=True), 1e-12))
-
-
 def main_axes(X: NDArray[np.floating], count: int = NUM_AXES) -> Floats:
     """Return the coordinates of samples on the principal axes of standardised features, (n, k); axes have a fixed sign.
 

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.advice.active_learning import typical_samples
-from featurecache.advice.axes import MapName, k_means, main_axes, plane_of, unit_rows
+from featurecache.advice.axes import MapName, k_means, main_axes, plane_of
 from featurecache.advice.finding import Finding, Topic
 from featurecache.advice.probe import Floats
 from featurecache.advice.soundness import pairs_of
 from featurecache.evaluation.near_copies import NearCopies, near_copies
 from featurecache.heads.outliers import LEAST_ROWS, scores_by_others
+from featurecache.heads.preparation import unit_rows
 
 MAX_ROWS = 2000
 """More are sampled."""

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from featurecache.advice.active_learning import label_next_finding, typical_samples
-from featurecache.advice.axes import MapName, main_axes, unit_rows
+from featurecache.advice.axes import MapName, main_axes
 from featurecache.advice.evidence import role_of
 from featurecache.advice.finding import Finding
 from featurecache.advice.structure import MAX_ROWS, structure_findings
 from featurecache.errors import RequestError, command_line
 from featurecache.evaluation.near_copies import near_copies
+from featurecache.heads.preparation import unit_rows
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore

@@ -237,13 +237,9 @@ def _cut(
     trace, start, rest, is_joined = _follow(backbone, network, tap.node, training=False, joined=joined)
     if str(rest.graph) != str(in_training):
         raise UncuttableError("the code between its layers does other things in training mode")
-    before = list(trace.layers_before(start).values())
-    modules = [module for layer in before if isinstance(layer, nn.Module) for module in layer.modules()]
+    modules, single = trace.before(start)
     _check_statistics(modules, rest)
-    # Of what comes before, single parameters among it.
-    frozen = {id(p) for module in modules for p in module.parameters(recurse=False)} | {
-        id(parameter) for parameter in before
-    }
+    frozen = {id(p) for p in (*single, *(p for module in modules for p in module.parameters(recurse=False)))}
     # Whole numbers, as quantised weights are, do not learn.
     own = {name: p for name, p in rest.named_parameters() if p.is_floating_point()}
     # In the order of their first use: a module holds its layers in another one.

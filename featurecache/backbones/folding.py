@@ -68,21 +68,22 @@ def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     fed_by: dict[nn.Module, nn.Module] = {}
     calls: Counter[nn.Module] = Counter()
 
-    def after_conv(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         calls[module] += 1
-        outputs[id(output)] = module, output
-
-    def before_norm(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        calls[module] += 1
-        if inputs and id(inputs[0]) in outputs:
+        if type(module).__name__ in _CONVOLUTIONS:
+            outputs[id(output)] = module, output
+        elif inputs and id(inputs[0]) in outputs:
             fed_by[module] = outputs[id(inputs[0])][0]
 
     handles: list[RemovableHandle] = []
     for module in backbone.module.modules():
-        if _is_plain(module, _CONVOLUTIONS, "weight"):
-            handles.append(module.register_forward_hook(after_conv))
-        elif _is_plain(module, _NORMS, "running_mean"):
-            handles.append(module.register_forward_pre_hook(before_norm))
+        kind = type(module).__name__
+        tensor = "weight" if kind in _CONVOLUTIONS else "running_mean"
+        # Its own, and no hooks: other layers may compute it anew at each call, or change what passes.
+        own = module._parameters.get(tensor, module._buffers.get(tensor))
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if kind in _CONVOLUTIONS | _NORMS and own is not None and not hooked:
+            handles.append(module.register_forward_hook(note))
     try:
         with torch.inference_mode():
             input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone, 1))
@@ -96,10 +97,3 @@ def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
         for norm, conv in fed_by.items()
         if calls[conv] == calls[norm] == shared[conv] == 1
     ]
-
-
-def _is_plain(module: nn.Module, names: set[str], tensor: str) -> bool:
-    """Tell whether a layer is of a known class, has the tensor as its own, and has no hooks."""
-    own = module._parameters.get(tensor, module._buffers.get(tensor))
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module).__name__ in names and own is not None and not hooked

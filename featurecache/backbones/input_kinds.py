@@ -35,7 +35,6 @@ class InputKind:
     axes: str
     prepare: Callable[[Any], nn.Module]
     """From a batch of the loader to what `call` takes, on the device."""
-    call: Callable[[nn.Module, Tensor], Any]
     mask: Callable[[Tensor], Tensor] | None
     """Of a batch, which tokens are there (B, T); ``None`` where every input fills its array."""
     example: Callable[[Any, str | None, int], Tensor]
@@ -44,6 +43,14 @@ class InputKind:
     """Names the inputs with their size, by preprocess."""
     advice: str
     """What to do about a network that rejects them."""
+
+    def call(self, network: nn.Module, inputs: Tensor) -> Any:
+        """Run a network on a batch as `prepare` makes it."""
+        if self.mask is None:
+            # Networks that normalise in place would write into what others still read.
+            return network(inputs.clone())
+        # Which id stands at padding is of no account: the mask hides it.
+        return network(input_ids=inputs.clamp(min=0).long(), attention_mask=self.mask(inputs).long())
 
     def check(self, batch: np.ndarray) -> None:
         """Raise `RequestError` unless a batch is of the kind that the loader makes."""
@@ -90,16 +97,6 @@ def _token_mask(tokens_BT: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT[:, 1:]], dim=1)
 
 
-def _call_with_tokens(network: nn.Module, tokens_BT: Tensor) -> Any:
-    # Which id stands at padding is of no account: the mask hides it.
-    return network(input_ids=tokens_BT.clamp(min=0).long(), attention_mask=_token_mask(tokens_BT).long())
-
-
-def _call_with_images(network: nn.Module, images_BCHW: Tensor) -> Any:
-    # Networks that normalise in place would write into what others still read.
-    return network(images_BCHW.clone())
-
-
 def _example_images(preprocess: PreprocessSpec, _: str | None, count: int) -> Tensor:
     """Images with large and small structures like photographs, of about unit variance, as after normalisation.
 
@@ -132,7 +129,6 @@ _KINDS: dict[type[Any], InputKind] = {
         dtype=np.uint8,
         axes="BHW3",
         prepare=Normalise,
-        call=_call_with_images,
         mask=None,
         example=_example_images,
         sized=lambda preprocess: "images of {}x{} pixels".format(*preprocess.crop_shape[::-1]),
@@ -145,7 +141,6 @@ _KINDS: dict[type[Any], InputKind] = {
         dtype=np.int32,
         axes="BT",
         prepare=lambda preprocess: nn.Identity(),
-        call=_call_with_tokens,
         mask=_token_mask,
         example=_example_texts,
         sized=lambda preprocess: f"texts of {preprocess.max_tokens} tokens",

@@ -105,16 +105,14 @@ class TorchRuntime:
         """Return the size of a batch beyond which the device gets no quicker, or has no memory; 32 at least."""
         best, best_rate = _GPU_BATCH_SIZES[0], 0.0
         for size in _GPU_BATCH_SIZES:
-            rate = self._rate(np.zeros((size, *shape), self._kind.dtype))
+            batch = np.zeros((size, *shape), self._kind.dtype)
+            rate = measured_rate(self._map_on_device, batch, least=_TRIAL_BATCHES, seconds=_TRIAL_SECONDS)
             fits, self._most_at_once = self._most_at_once is None, None
             # Twice the memory for less than 5 % of speed would be taken from other batches on their way.
             if not fits or rate < _WORTH_DOUBLING * best_rate:
                 break
             best, best_rate = size, rate
         return best
-
-    def _rate(self, batch: np.ndarray) -> float:
-        return measured_rate(self._map_on_device, batch, least=_TRIAL_BATCHES, seconds=_TRIAL_SECONDS)
 
     def _map_on_cores(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
         if self._streams is None:

@@ -69,7 +69,8 @@ class Trace:
             except _UndecidedError as undecided:
                 self._whole.eval()
                 found = [
-                    _Sizes(self._whole, tracer.graph).of(self._batch(n)).get(undecided.node) for n in (_FEW, _MORE)
+                    _Sizes(self._whole, graph=tracer.graph).of(self._batch(n)).get(undecided.node)
+                    for n in (_FEW, _MORE)
                 ]
                 self._whole.train(training)
                 if not all(isinstance(value, bool) for value in found) or found[0] != found[1]:
@@ -88,10 +89,12 @@ class Trace:
             value = next(iter(value.values() if isinstance(value, dict) else value))
         return value
 
-    def layers_before(self, node: fx.Node) -> dict[str, nn.Module | Tensor]:
-        """Return the modules and single parameters that a value was made with, by path."""
-        paths = [str(node.target) for node in _ancestors(node, set()) if node.op in ("call_module", "get_attr")]
-        return {path.removeprefix(_PREFIX): operator.attrgetter(path)(self._whole) for path in paths}
+    def before(self, node: fx.Node) -> tuple[list[nn.Module], list[Tensor]]:
+        """Return the modules that a value was made with, those inside them included, and the single parameters."""
+        paths = {str(node.target) for node in _ancestors(node, set()) if node.op in ("call_module", "get_attr")}
+        layers = [operator.attrgetter(path)(self._whole) for path in paths]
+        modules = [module for layer in layers if isinstance(layer, nn.Module) for module in layer.modules()]
+        return modules, [layer for layer in layers if isinstance(layer, Tensor)]
 
     def between(self, start: fx.Node, end: fx.Node) -> fx.GraphModule:
         """Return the part that makes ``end`` from ``start``, with layers that the traced network shares.
@@ -150,7 +153,7 @@ class Trace:
 
     def _find_sizes(self) -> dict[fx.Node, tuple[Any, Any]]:
         if self._sizes is None:
-            few, more = (_Sizes(self._whole, self._graph).of(self._batch(count)) for count in (_FEW, _MORE))
+            few, more = (_Sizes(self._whole, graph=self._graph).of(self._batch(count)) for count in (_FEW, _MORE))
             self._sizes = {node: (value, more[node]) for node, value in few.items()}
         return self._sizes
 
@@ -194,9 +197,7 @@ class _UndecidedError(Exception):
 class _Sizes(fx.Interpreter):
     """Runs a graph and keeps what is no tensor."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(module, graph=graph)
-        self._kept: dict[fx.Node, Any] = {}
+    _kept: dict[fx.Node, Any]
 
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
@@ -205,6 +206,8 @@ class _Sizes(fx.Interpreter):
         return value
 
     def of(self, batch: Tensor) -> dict[fx.Node, Any]:
+        """Return the numbers, sizes and the like that a batch leads to, by node."""
+        self._kept = {}
         with torch.inference_mode():
             self.run(batch)
         return self._kept

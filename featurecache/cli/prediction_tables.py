@@ -60,7 +60,7 @@ def whole_table(
     values: dict[str, Callable[[Prediction], Value]] = {"path": lambda item: item.path}
     of_numbers = list(numbers)
     if numbers:
-        values |= {name: _number(name) for name in numbers}
+        values |= {name: _output(name) for name in numbers}
     else:
         values |= {"label": lambda item: item.label, "probability": lambda item: item.probability}
         of_numbers.append("probability")
@@ -71,7 +71,7 @@ def whole_table(
         # A class may be called as one of the columns is.
         own = {*values, "outlier", "status", "reason"}
         names = {name: f"probability of {name}" if name in own else name for name in classes}
-        values |= {column: _probability(name) for name, column in names.items()}
+        values |= {column: _output(name) for name, column in names.items()}
         of_numbers += names.values()
     if outliers:
         # None where nothing can be told, which is neither yes nor no.
@@ -123,9 +123,9 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
     # Numbers and classes first: a head may predict something that is called like a column of names.
     for name in columns:
         if name in numbers:
-            values[name] = _number(name)
+            values[name] = _output(name)
         elif name in classes or (name not in whole and name.casefold() in by_case):
-            values[name] = _probability(name if name in classes else by_case[name.casefold()])
+            values[name] = _output(name if name in classes else by_case[name.casefold()])
             of_numbers.append(name)
         elif name == names[0]:
             values[name] = _name_of(plain_name(name))
@@ -258,12 +258,9 @@ def columns_of(path: Path) -> list[str]:
         raise RequestError(f"--like {path}: {error}") from None
 
 
-def _number(name: str) -> Callable[[Prediction], Value]:
-    return lambda item: item.numbers.get(name)
-
-
-def _probability(name: str) -> Callable[[Prediction], Value]:
-    return lambda item: item.probabilities.get(name)
+def _output(name: str) -> Callable[[Prediction], Value]:
+    """Return what reads a number of a prediction, or the probability of a class: a head gives one or the other."""
+    return lambda item: (item.numbers or item.probabilities).get(name)
 
 
 def _ranked(rank: int) -> dict[str, Callable[[Prediction], Value]]:

@@ -37,6 +37,7 @@ TOLERANCE = 1e-4
 EXPORT_VERSION = 1
 # Of ONNX files; what runs them knows it since 2023.
 OPSET = 20
+_IS_THERE = "--out {} is there already; pass --replace, or name another place"
 
 
 def export_head(
@@ -128,7 +129,7 @@ def export_head(
                     f"(tolerance {TOLERANCE:.0e}); choose another --format"
                 )
     except FileExistsError:  # somebody else was faster
-        raise _is_there(out) from None
+        raise RequestError(_IS_THERE.format(out)) from None
     return {**exported.about, "out": str(out), "export_format": format, "largest_difference": difference}
 
 
@@ -161,7 +162,7 @@ def _check_path(out: Path, format: str, *, replace: bool) -> None:
     if not out.exists():
         return
     if not replace:
-        raise _is_there(out)
+        raise RequestError(_IS_THERE.format(out))
     if out.is_dir() and not kind.files:
         raise RequestError(f"--out {out} is a folder; name a file")
     if kind.files and not out.is_dir():
@@ -169,10 +170,6 @@ def _check_path(out: Path, format: str, *, replace: bool) -> None:
     # A folder is replaced whole: nothing of somebody else's may go with it.
     if kind.files and (others := sorted({path.name for path in out.iterdir()} - set(kind.files))):
         raise RequestError(f"--out {out} holds {others[0]!r}, which is no part of such an export; name another place")
-
-
-def _is_there(out: Path) -> RequestError:
-    return RequestError(f"--out {out} is there already; pass --replace, or name another place")
 
 
 def _check_head(saved: SavedHead, head: str | Path) -> None:

@@ -16,6 +16,7 @@ from featurecache.errors import RequestError
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import run_pipeline, to_stored
 from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.heads.preparation import unit_rows
 from featurecache.sources.inputs import inputs_of
 from featurecache.sources.opening import open_sources
 from featurecache.store.feature_sets import FeatureSet
@@ -82,7 +83,7 @@ def similar(
     best = np.zeros((len(X), 0), np.float32)
     for start in range(0, len(rows), _BLOCK):
         some = rows[start : start + _BLOCK]
-        values = np.concatenate([best, X @ _unit(features.read(some).astype(np.float32)).T], axis=1)
+        values = np.concatenate([best, X @ unit_rows(features.read(some).astype(np.float32)).T], axis=1)
         owners = np.concatenate([best_rows, np.broadcast_to(some, (len(X), len(some)))], axis=1)
         # Stable: of equals the one that was cached first.
         order = np.argsort(-values, axis=1, kind="stable")[:, :count]
@@ -121,9 +122,4 @@ def _features_of(
                 found.append(values)
     finally:
         runtime.close()
-    return [item.name for item in inputs], _unit(np.concatenate(found).astype(np.float32))
-
-
-def _unit(X: NDArray[np.float32]) -> NDArray[np.float32]:
-    # A row of zeros stays one, and is like nothing.
-    return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12), np.float32)
+    return [item.name for item in inputs], unit_rows(np.concatenate(found).astype(np.float32))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from featurecache.errors import HeadError
 from featurecache.evaluation.memory_budget import memory_for_features
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.head import MAX_SECONDS, NamedHead
@@ -45,19 +44,6 @@ def reason_to_leave_out(
     if seconds > MAX_SECONDS and not named:
         return f"would take about {in_words(seconds)}; name it with --head {head.name} to train it all the same"
     return None
-
-
-def check_limits(head: NamedHead, splits: Mapping[str, SplitData], n_outputs: int, *, memory: int | None) -> None:
-    """Raise `HeadError` for a head that was asked for and needs more memory than there is.
-
-    Parameters
-    ----------
-    head, splits, n_outputs, memory
-        As for `reason_to_leave_out`.
-    """
-    reason = reason_to_leave_out(head, splits, n_outputs, memory=memory, named=True)
-    if reason is not None:
-        raise HeadError(f"head {head.name!r} {reason}; choose another head, or fewer features")
 
 
 def in_words(seconds: float) -> str:

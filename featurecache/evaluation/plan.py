@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from featurecache.errors import RequestError
 from featurecache.evaluation.configuring import HeadLike, resolve
 from featurecache.evaluation.metrics import metric_of
 from featurecache.evaluation.resampling import Resampling
 from featurecache.heads.head import NamedHead
-from featurecache.heads.registry import kinds_of_head, list_heads
+from featurecache.heads.registry import list_heads
+from featurecache.specs import TaskKind
 from featurecache.store.tasks import Task
 
 
@@ -117,7 +119,9 @@ class Plan:
 
 def _check_head(head: HeadLike, task: Task) -> None:
     name = head if isinstance(head, str) else head.name
-    kinds = kinds_of_head(head) if isinstance(head, str) else sorted(head.kinds)
+    # A name may stand for a head of some kinds of task, and of none where nobody knows it.
+    of_name = [kind for kind in get_args(TaskKind) if head in list_heads(tokens=True, kind=kind)]
+    kinds = of_name if isinstance(head, str) else sorted(head.kinds)
     if kinds and task.kind not in kinds:
         able = list_heads(tokens=True, kind=task.kind)
         raise RequestError(

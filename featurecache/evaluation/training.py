@@ -21,7 +21,7 @@ from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.configuring import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, resolve
 from featurecache.evaluation.details import Details
 from featurecache.evaluation.kept_results import KeptResults, search_new
-from featurecache.evaluation.limits import check_limits, reason_to_leave_out
+from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
@@ -320,7 +320,8 @@ def _heads_and_data(
     # On the features of one tap a head may need too much, and on those of another not.
     where = f" on {features.feature_set.tap}" if with_tap else ""
     for head in named:
-        check_limits(head, splits, len(task.classes), memory=memory)
+        if reason := reason_to_leave_out(head, splits, len(task.classes), memory=memory, named=True):
+            raise HeadError(f"head {head.name!r} {reason}; choose another head, or fewer features")
     return HeadsAndData(named or _able_heads(task, splits, memory, report.heads_left_out, where), splits, where)
 
 

@@ -6,13 +6,15 @@ Axes: B batch, C channels, H height, W width, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from featurecache.errors import HeadError, UnknownNameError
 
 PREFIX = "layers:"
+_NAMES = ("linear", "conv", "transformer", "mlp")
+LIBRARY = tuple(PREFIX + name for name in _NAMES)
+"""Names of the layers, as heads."""
 _WIDTH, _HEADS = 256, 4
 Shape = tuple[int, ...]
 
@@ -34,9 +36,18 @@ def make_body(name: str, shape: Shape) -> tuple[nn.Module, int]:
     HeadError
         They make no sense for the shape.
     """
-    if name not in _BODIES:
-        raise UnknownNameError("layers", name, _BODIES, advice=f"write {PREFIX}conv, for example")
-    return _BODIES[name](shape)
+    size = math.prod(shape)
+    match name:
+        case "linear":  # nothing: the output layer sees every activation
+            return nn.Flatten(), size
+        case "conv":
+            return _conv(shape)
+        case "transformer":
+            return _transformer(shape)
+        case "mlp":  # one hidden layer on every activation
+            layers = [nn.Flatten(), nn.LayerNorm(size), nn.Linear(size, _WIDTH), nn.GELU(), nn.Dropout(0.1)]
+            return nn.Sequential(*layers), _WIDTH
+    raise UnknownNameError("layers", name, _NAMES, advice=f"write {PREFIX}conv, for example")
 
 
 class Tokens(nn.Module):
@@ -53,11 +64,6 @@ class MeanOfTokens(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Return (B, C)."""
         return x_BTC.mean(1)
-
-
-def _linear(shape: Shape) -> tuple[nn.Module, int]:
-    """Nothing: the output layer sees every activation."""
-    return nn.Flatten(), math.prod(shape)
 
 
 def _conv(shape: Shape) -> tuple[nn.Module, int]:
@@ -79,19 +85,3 @@ def _transformer(shape: Shape) -> tuple[nn.Module, int]:
     block = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.1, batch_first=True, norm_first=True)
     first = [Tokens()] if len(shape) == 3 else []
     return nn.Sequential(*first, block, nn.LayerNorm(width), MeanOfTokens()), width
-
-
-def _mlp(shape: Shape) -> tuple[nn.Module, int]:
-    """One hidden layer on every activation."""
-    size = math.prod(shape)
-    return nn.Sequential(nn.Flatten(), nn.LayerNorm(size), nn.Linear(size, _WIDTH), nn.GELU(), nn.Dropout(0.1)), _WIDTH
-
-
-_BODIES: dict[str, Callable[[Shape], tuple[nn.Module, int]]] = {
-    "linear": _linear,
-    "conv": _conv,
-    "transformer": _transformer,
-    "mlp": _mlp,
-}
-LIBRARY = tuple(PREFIX + name for name in _BODIES)
-"""Names of the layers, as heads."""

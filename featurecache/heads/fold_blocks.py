@@ -6,7 +6,7 @@ Each block holds rows of one fold only, so that the problems that leave that fol
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -88,10 +88,6 @@ class FoldBlocks:
         """Hand out all rows, each once."""
         in_memory = isinstance(self.X, np.ndarray) and not isinstance(self.X, np.memmap)
         return iter(self._in_memory) if in_memory else self._read()
-
-    def without_folds(self) -> FoldBlocks:
-        """Return the same rows in blocks that do not heed folds."""
-        return self if self.folds == [NO_FOLD] else replace(self, fold=np.full(self.num_rows, NO_FOLD))
 
     @cached_property
     def _in_memory(self) -> list[Block]:

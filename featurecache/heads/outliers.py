@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featurecache.errors import HeadError
 from featurecache.heads.head import Arrays
+from featurecache.heads.preparation import unit_rows
 
 LEAST_ROWS: Final = 20
 """With fewer there is no share of one in twenty."""
@@ -56,13 +57,13 @@ class OutlierDetector:
             Of folds.
         """
         usual = scores_by_others(X, groups, random_state=random_state)
-        return None if usual is None else cls(_unit(X).astype(np.float16), np.sort(usual))
+        return None if usual is None else cls(unit_rows(X.astype(np.float32)).astype(np.float16), np.sort(usual))
 
     def p_values(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the share of samples like the fitted ones that are at least as unlike them as each row (n, d)."""
         reference, scores = self.rows.astype(np.float32), np.empty(len(X), np.float32)
         for start in range(0, len(X), _BLOCK):
-            scores[start : start + _BLOCK] = _scores(_unit(X[start : start + _BLOCK]), reference)
+            scores[start : start + _BLOCK] = _scores(unit_rows(X[start : start + _BLOCK].astype(np.float32)), reference)
         # Scores that are equal count as above: a p-value may be too large, not too small.
         above = len(self.usual) - np.searchsorted(self.usual, scores, side="left")
         # The sample itself is one of them; without it a p-value could be zero, which no number of samples supports.
@@ -122,7 +123,7 @@ def scores_by_others(
     numbers = np.unique(folds)
     if len(numbers) < 2:
         return None
-    X, scores = _unit(X), np.zeros(len(X), np.float32)
+    X, scores = unit_rows(X.astype(np.float32)), np.zeros(len(X), np.float32)
     for number in numbers:
         scores[folds == number] = _scores(X[folds == number], X[folds != number])
     return scores
@@ -136,12 +137,6 @@ def most_rows(n_features: int) -> int:
     n_features : int
     """
     return max(min(_MOST_ROWS, _MOST_BYTES // (2 * max(n_features, 1))), LEAST_ROWS)
-
-
-def _unit(X: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return rows of length one; those of nothing but zeros stay as they are."""
-    rows = np.asarray(X, np.float32)
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 def _scores(rows: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:

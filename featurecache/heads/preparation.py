@@ -14,6 +14,11 @@ _ENOUGH_ROWS, _ENOUGH_OF_A_CLASS = 1000, 10
 _LARGEST_SHARE = 0.5
 
 
+def unit_rows(X: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    """Return rows (n, d) scaled to length one, of the same number type; those of nothing but zeros stay as they are."""
+    return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12))
+
+
 def rows_to_stop_by(
     y: NDArray[Any],
     seen_Fn: NDArray[np.bool_],

@@ -87,12 +87,6 @@ def list_heads(
     ]
 
 
-def kinds_of_head(name: str) -> list[TaskKind]:
-    """Return the kinds of task that there is a head of this name for."""
-    kinds: tuple[TaskKind, ...] = ("classification", "multilabel", "regression")
-    return [kind for kind in kinds if name in _names(kind)]
-
-
 def needs_tokens(name: str) -> bool:
     """Tell whether a head is for features that keep their tokens; false for one that there is not."""
     return any(getattr(cls, "needs_tokens", False) for cls in _classes().get(name, ()))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone, weights_digest
-from featurecache.backbones.dry_run import PRE_LOGITS, dry_run
+from featurecache.backbones.dry_run import PRE_LOGITS, dry_run, example_inputs
 from featurecache.backbones.input_kinds import input_kind_of, is_text
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.backbones.suggestions import suggested_nodes
@@ -89,7 +89,7 @@ class ProviderContract(ABC):
     def test_taps_are_there_with_the_shapes_that_they_state(self, request_: BackboneRequest) -> None:
         backbone = load_backbone(request_)
         taps = _taps(backbone)
-        features = _features(backbone, taps, _examples(backbone, 2))
+        features = _features(backbone, taps, example_inputs(backbone, 2))
         assert {name: tuple(values.shape[1:]) for name, values in features.items()} == {
             tap.name: tap.shape for tap in taps
         }
@@ -97,7 +97,7 @@ class ProviderContract(ABC):
 
     def test_features_are_the_same_twice_and_in_batches_of_any_size(self, request_: BackboneRequest) -> None:
         backbone = load_backbone(request_)
-        taps, inputs = _taps(backbone), _examples(backbone, 5)
+        taps, inputs = _taps(backbone), example_inputs(backbone, 5)
         first, second = (_features(backbone, taps, inputs) for _ in range(2))
         batches = [_features(backbone, taps, batch) for batch in inputs.split([1, 3, 1])]
         for name, features in first.items():
@@ -111,7 +111,7 @@ class ProviderContract(ABC):
         if len(backbone.output_layers) != 1 or backbone.classifier is None:
             assert backbone.default.tap is None or resolve_taps(backbone, [DEFAULT])
             return
-        whole, inputs = load_backbone(request_, keep_classifier=True), _examples(backbone, 2)
+        whole, inputs = load_backbone(request_, keep_classifier=True), example_inputs(backbone, 2)
         taps = resolve_taps(backbone, [f"{PRE_LOGITS}:none"])
         features = _features(backbone, taps, inputs)[taps[0].name]
         layer, outputs = whole.module.get_submodule(backbone.classifier), list[Tensor]()
@@ -129,10 +129,6 @@ def _taps(backbone: Backbone) -> tuple[Tap, ...]:
     groups = [group for group, nodes in suggested_nodes(backbone, seen).items() if nodes]
     default = [DEFAULT] if backbone.default.tap is not None else []
     return resolve_taps(backbone, [*default, *groups], seen=seen)
-
-
-def _examples(backbone: Backbone, count: int) -> Tensor:
-    return input_kind_of(backbone.preprocess).example(backbone.preprocess, backbone.tokenizer, count)
 
 
 def _features(backbone: Backbone, taps: tuple[Tap, ...], inputs: Tensor) -> dict[str, Tensor]:

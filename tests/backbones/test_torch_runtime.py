@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+from featurecache.backbones import torch_runtime
 from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import ComparedRuntime, disagreement, open_runtime
@@ -169,14 +170,16 @@ def test_batches_grow_as_long_as_that_pays(
     rates: dict[int, float], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = opened()
-    monkeypatch.setattr(runtime, "_rate", lambda batch: rates.get(len(batch), 0.0))
+    monkeypatch.setattr(torch_runtime, "measured_rate", lambda run, batch, **limits: rates.get(len(batch), 0.0))
     assert runtime._try_batch_sizes((32, 32, 3)) == expected
 
 
 def test_batches_do_not_grow_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the way to a GPU and back; the CPU stands in for it."""
-    runtime, rate = limited(100, NO_MEMORY[0]), TorchRuntime._rate
-    monkeypatch.setattr(runtime, "_rate", lambda batch: rate(runtime, batch) * 0 + len(batch) ** 2)
+    runtime, rate = limited(100, NO_MEMORY[0]), torch_runtime.measured_rate
+    monkeypatch.setattr(
+        torch_runtime, "measured_rate", lambda run, batch, **limits: rate(run, batch, **limits) * 0 + len(batch) ** 2
+    )
     assert runtime._try_batch_sizes((32, 32, 3)) == 64
     assert runtime._most_at_once is None
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import write_cache
 
 from featurecache.cli import main
-from featurecache.errors import RequestError
+from featurecache.errors import HeadError, RequestError
 from featurecache.evaluation.training import train_heads
 from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore
@@ -63,6 +63,15 @@ def test_memory_that_holds_each_tap_but_not_all_leaves_no_head_out(
         report = train_heads(store, task, sets, memory=memory, n_jobs=1)
         assert sorted(each.result.head for each in report.heads) == sorted([*able, *able])
         assert set(report.heads_left_out) == set(HEADS) - set(able)
+
+
+def test_a_head_that_was_named_and_needs_too_much_is_refused(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featurecache.evaluation.limits._LEAST_BUDGET", 0)
+    task, sets = store.task("colour"), [store.find(tap=TAPS[0])]
+    with pytest.raises(HeadError, match=r"^head 'ridge' needs about .* GB of memory.*; choose another head, or fewer"):
+        train_heads(store, task, sets, ["ridge"], memory=1, n_jobs=1)
 
 
 def test_a_tap_that_is_refused_costs_no_fit(store: FeatureStore) -> None:

@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from operator import getitem
 from pathlib import Path
 from typing import Any, Self
@@ -51,7 +52,7 @@ class ExportedNetwork(UnflattenedModule):
                     delattr(module, name)
                     module.register_buffer(name, value, persistent=False)
         _join_calls(self, set())
-        for graph in self._graphs():
+        for graph in chain.from_iterable(map(_graphs_of, self.modules())):
             for node in graph.nodes:
                 node.meta.clear()  # symbolic shapes and stand-ins for tensors
                 if node.target in _VIEWS:
@@ -88,15 +89,11 @@ class ExportedNetwork(UnflattenedModule):
         """Move tensors, and let those that the program creates be made where they are now."""
         super()._apply(fn, recurse)
         device = fn(torch.empty(0)).device
-        for graph in self._graphs():
+        for graph in chain.from_iterable(map(_graphs_of, self.modules())):
             for node in graph.nodes:
                 if "device" in node.kwargs:
                     node.update_kwarg("device", device)
         return self
-
-    def _graphs(self) -> Iterator[fx.Graph]:
-        for module in self.modules():
-            yield from _graphs_of(module)
 
 
 class LayerOfSeveralGraphs(InterpreterModule):

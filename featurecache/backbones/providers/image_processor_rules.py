@@ -127,11 +127,6 @@ def _aria(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     return settings, {"max_image_size", "min_image_size", "fill_color", "resize_rounding"}
 
 
-def _always(**fields: Any) -> Rule:
-    """Return the rule of a class that does something whatever its settings say."""
-    return lambda settings, name: (settings | fields, set(fields))
-
-
 def _perceiver(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     if settings.get("do_center_crop"):
         # The crop is the share size / crop_size of the shorter side, and is made size.
@@ -189,9 +184,7 @@ RULES: dict[str, Rule] = {
     "PPLCNetImageProcessor": _pp_lcnet,
     "JanusImageProcessor": _janus,
     "DeepseekVLImageProcessor": _janus,
-    "PI0ImageProcessor": _always(resize_rounding="down"),
     "AriaImageProcessor": _aria,
-    "DepthProImageProcessor": _always(antialias=False),
     "PerceiverImageProcessor": _perceiver,
     "DonutImageProcessor": _donut,
     "NougatImageProcessor": _nougat,
@@ -199,6 +192,12 @@ RULES: dict[str, Rule] = {
     "SLANeXtImageProcessor": _slanext,
     "UVDocImageProcessor": _uvdoc,
 }
+
+ALWAYS: dict[str, Settings] = {
+    "PI0ImageProcessor": {"resize_rounding": "down"},
+    "DepthProImageProcessor": {"antialias": False},
+}
+"""What some classes do whatever their settings say."""
 
 NOT_OBEYED: dict[str, tuple[str, str]] = {
     "Owlv2ImageProcessor": ("do_pad", "makes a square and blurs it before it is resized"),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from featurecache.backbones.providers import timm_models
 from featurecache.backbones.providers.image_processor_rules import (
+    ALWAYS,
     EXTRA_FIELDS,
     INTERPOLATIONS,
     NOT_OBEYED,
@@ -130,8 +131,8 @@ def _translate(kind: str, settings: Settings, name: str) -> PreprocessSpec:
     settings = _without_idle_switches(settings)
     if kind in NOT_OBEYED and (field := NOT_OBEYED[kind][0]) in settings:
         raise refusal(name, field, settings[field], NOT_OBEYED[kind][1])
-    rule = RULES.get(kind)
-    understood = set(_BASIC)
+    fixed, rule = ALWAYS.get(kind, {}), RULES.get(kind)
+    settings, understood = settings | fixed, {*_BASIC, *fixed}
     if rule is not None:
         settings, used = rule(dict(settings), name)
         understood |= used

@@ -204,11 +204,15 @@ def _equal(checkpoint: Checkpoint, candidates: list[Candidate]) -> bool:
 
 
 def _several(checkpoint: Checkpoint, candidates: list[Candidate], num_needed: int, what: str) -> str:
-    shown = ", ".join(
-        f"{_full_key(checkpoint, match)} ({len(match.names)} of {num_needed} tensors)" for match in candidates[:_SHOWN]
-    )
-    before = next((match for match in candidates if _was_taken(checkpoint, match)), None)
-    earlier = "" if before is None else f"; releases without that option took {_full_key(checkpoint, before)}"
+    # As --weights-key takes them: from the top of the file, whatever was read of it.
+    keys = [
+        ".".join(filter(None, [checkpoint.key.strip("."), match.key.strip(".")])) or f"{TOP} (the top level)"
+        for match in candidates
+    ]
+    named = list(zip(keys, candidates, strict=True))
+    shown = ", ".join(f"{key} ({len(match.names)} of {num_needed} tensors)" for key, match in named[:_SHOWN])
+    before = next((key for key, match in named if _was_taken(checkpoint, match)), None)
+    earlier = "" if before is None else f"; releases without that option took {before}"
     return (
         f"weights file {checkpoint.path} fits {what} in {len(candidates)} ways: {shown}"
         f"{', ...' if len(candidates) > _SHOWN else ''}; choose one with --weights-key KEY (weights_key in "
@@ -221,10 +225,6 @@ def _was_taken(checkpoint: Checkpoint, candidate: Candidate) -> bool:
     if checkpoint.key or not before:
         return False
     return candidate.prefix.startswith(f"{before}.")
-
-
-def _full_key(checkpoint: Checkpoint, candidate: Candidate) -> str:
-    return ".".join(filter(None, [checkpoint.key.strip("."), candidate.key.strip(".")])) or f"{TOP} (the top level)"
 
 
 def _warn(checkpoint: Checkpoint, chosen: Candidate, rest: list[Candidate], num_needed: int) -> ReportWarning:

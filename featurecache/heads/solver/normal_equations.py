@@ -128,18 +128,20 @@ class System:
     def held_out(self, alphas: Sequence[float], fold: NDArray[np.int64]) -> Iterator[Real]:
         """Return for each alpha what each row gets when its fold is left out; rows of fold -1 get NaN."""
         outcomes = [np.full(self._targets.shape, np.nan) for _ in alphas]
+        mean, scale = self.mean.astype(self._X.dtype), self._scale.astype(self._X.dtype)
         for number in np.unique(fold[fold >= 0]):
             rows = np.flatnonzero(fold == number)
+            Z = self._rooted((self._X[rows] - mean) / scale, rows)
             few = len(rows) < self._X.shape[1] // 2
-            found = self._corrected(rows, alphas) if few else self._without(rows, alphas)
+            found = self._corrected(rows, Z, alphas) if few else self._without(rows, Z, alphas)
             for values, solution in zip(outcomes, found, strict=True):
                 values[rows] = solution
         yield from outcomes
 
-    def _corrected(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:
+    def _corrected(self, rows: NDArray[np.int64], Z: Real, alphas: Sequence[float]) -> Iterator[Real]:
         """Correct what all rows together give to some of them: one small system for each alpha."""
         # The intercept is one more axis, along which nothing is penalised.
-        rotated = np.column_stack([self._standard(rows).astype(np.float64) @ self._axes, self._root[rows]])
+        rotated = np.column_stack([Z.astype(np.float64) @ self._axes, self._root[rows]])
         for alpha in alphas:
             curvature = np.append(self._variance + alpha, self._total)
             residual = self._targets[rows] - rotated[:, :-1] @ (self._moment / curvature[:-1, None])
@@ -148,9 +150,9 @@ class System:
             residual = cho_solve(cho_factor(kernel), residual)
             yield (self._targets[rows] - residual) / self._root[rows, None] + self.target_mean
 
-    def _without(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:
+    def _without(self, rows: NDArray[np.int64], Z: Real, alphas: Sequence[float]) -> Iterator[Real]:
         """Take some rows out of the sums, and find the axes of the others: one decomposition for all alphas."""
-        Z, root = self._standard(rows), self._root[rows]
+        root = self._root[rows]
         left = self._total - (root**2).sum()
         # All rows together are centred, so what is left has the opposite sums.
         mean = -(Z.T @ root.astype(Z.dtype)).astype(np.float64) / left
@@ -170,10 +172,6 @@ class System:
         step = max(_BLOCK_BYTES // (self._X.shape[1] * self._X.itemsize), 1)
         for start in range(0, len(self._X), step):
             yield slice(start, start + step)
-
-    def _standard(self, rows: NDArray[np.int64]) -> Real:
-        dtype = self._X.dtype
-        return self._rooted((self._X[rows] - self.mean.astype(dtype)) / self._scale.astype(dtype), rows)
 
     def _rooted(self, values: Real, rows: Any) -> Real:
         """Multiply rows by the roots of their weights."""

@@ -11,7 +11,7 @@ Three things make the iterations few:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -114,9 +114,11 @@ class LinearPath:
             spaces = RowSpaces(data, moments.mean_GD, moments.scale_GD)
             blocks, moments = spaces.blocks, moments.unscaled(spaces.blocks[0].X.shape[-1])
             objective = Objective(data, problem, moments, blocks)
+        elif num_rows * num_features <= _FOLD_BLOCKS_FROM and data.folds != [NO_FOLD]:
+            # The same rows, in blocks that do not heed folds.
+            objective = Objective(data, problem, moments, replace(data, fold=np.full(num_rows, NO_FOLD)))
         else:
-            small_enough = num_rows * num_features <= _FOLD_BLOCKS_FROM
-            objective = Objective(data, problem, moments, data.without_folds() if small_enough else data)
+            objective = Objective(data, problem, moments, data)
         dtype = torch.float64 if small else data.dtype
         if start is not None and spaces is not None:
             start = spaces.inside(start)
