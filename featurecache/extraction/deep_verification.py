@@ -18,12 +18,13 @@ from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import FeatureCacheError, InputError, RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.modality import modality_of
-from featurecache.extraction.pipeline import TRANSIENT, run_pipeline, to_stored
+from featurecache.extraction.pipeline import run_pipeline, to_stored
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.recomputation import Inputs
 from featurecache.extraction.reproduction import may_be
 from featurecache.progress import Progress, Silent
 from featurecache.sources.source import Source
+from featurecache.store.bad_inputs import TRANSIENT
 from featurecache.store.dtypes import decode
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features

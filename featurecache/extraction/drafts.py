@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import InputError
-from featurecache.extraction.pipeline import TRANSIENT, Outcome, to_stored
+from featurecache.extraction.pipeline import Outcome, to_stored
 from featurecache.specs import shape_of_row
+from featurecache.store.bad_inputs import TRANSIENT
 from featurecache.store.constants import ConstantFinder
 from featurecache.store.dtypes import Array, decode
 from featurecache.store.feature_sets import FeatureSet

@@ -47,9 +47,6 @@ _HANDFULS_AHEAD = 16
 
 Chunk = TypeVar("Chunk")
 
-TRANSIENT = frozenset({"missing", "changed", "unreadable", "no_memory"})
-"""Statuses that do not follow from the bytes: the row is left for the next run instead of being kept as bad."""
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

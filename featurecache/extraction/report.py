@@ -14,6 +14,7 @@ from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.meter import Usage
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.ignored import IgnoredFiles
+from featurecache.store.bad_inputs import bad_of_source
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.image_warnings import rows_recorded
 from featurecache.store.listings import Listing
@@ -152,7 +153,7 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
         ignored=listing.ignored,
         num_cut=len(rows_recorded([c for s in sets for c in s.open().commits], "cut", listing.unique_rows)),
         noun="rows" if job.opened_source.modality == "text" else "files",
-        bad=_bad_inputs(listing, sets),
+        bad=bad_of_source(listing, sets),
         postponed=dict(postponed.values()),
         runtime=work.runtime,
         seconds=seconds,
@@ -161,13 +162,3 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
         warnings=unique_warnings(warnings),
         usage=list(work.usage),
     )
-
-
-def _bad_inputs(listing: Listing, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:
-    # Of several sets the last one counts: all of them read the same files, and so have the same statuses.
-    bad = {path: ("unreadable", reason) for path, reason in listing.problems.items()}
-    for feature_set in sets:
-        rows = feature_set.open().bad
-        for index in np.flatnonzero(np.isin(listing.rows, list(rows))).tolist():
-            bad[listing.paths[index]] = rows[int(listing.rows[index])]
-    return dict(sorted(bad.items()))

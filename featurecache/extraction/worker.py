@@ -28,7 +28,7 @@ from featurecache.extraction.estimate import estimate
 from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.open_shards import MOST_DIGESTED, OpenShard
-from featurecache.extraction.pipeline import TRANSIENT, Outcome, run_chunks
+from featurecache.extraction.pipeline import Outcome, run_chunks
 from featurecache.extraction.plan import PlannedShard, missing_shards
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.runtimes import Runtimes
@@ -37,6 +37,7 @@ from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
+from featurecache.store.bad_inputs import TRANSIENT
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.leases import Leases
 from featurecache.store.listings import Listing

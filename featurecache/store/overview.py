@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from featurecache.store.bad_inputs import list_bad
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.listings import merged_rows
 from featurecache.store.soundness import warnings_of
@@ -117,20 +118,4 @@ def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
             "warnings": [warning.to_json() for warning in listing.ignored.warnings()],
         }
         for listing in store.listings.all()
-    ]
-
-
-def list_bad(store: FeatureStore) -> list[dict[str, Any]]:
-    """List every bad input once: unreadable files, and samples that some backbone could not use."""
-    listings = store.listings.all()
-    bad = [
-        {"path": path, "status": "unreadable", "reason": reason}
-        for listing in listings
-        for path, reason in listing.problems.items()
-    ]
-    rows = {row: problem for feature_set in store.feature_sets() for row, problem in feature_set.open().bad.items()}
-    uris = store.samples.uris_of(sorted(rows))
-    return bad + [
-        {"path": uri, "status": status, "reason": why}
-        for uri, (_, (status, why)) in zip(uris, sorted(rows.items()), strict=True)
     ]
