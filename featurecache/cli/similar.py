@@ -19,7 +19,7 @@ def add_parser(verbs: Any) -> None:
         help="find the cached samples that are most like an image",
         example="""
           featurecache similar flowers.cache new.jpg
-          featurecache similar flowers.cache new.jpg --count 50 --tap _blocks.10:avg --json
+          featurecache similar flowers.cache new.jpg --count 50 --tap pre_logits:none --json
         """,
     )
     parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")

@@ -58,7 +58,7 @@ def add_parser(verbs: Any) -> None:
         example="""
           featurecache sweep flowers.cache --task species --picture layers.svg
           featurecache sweep flowers.cache --task species --head logistic --shots 1 --shots 5 --shots 10 --seeds 10
-          featurecache sweep flowers.cache --head logistic --head knn --folds 5 --out results.csv
+          featurecache sweep flowers.cache --task species --head logistic --head knn --folds 5 --out results.csv
         """,
         quiet=True,
     )
