@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import InputError, OutputFailure, shortened
 
+_LEAST_ON_MAP, _MOST_ON_MAP = 10, 2000
+"""Samples; of more, some are drawn at random."""
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from featurecache.deployment.kept import Keep
     from featurecache.evaluation.training import TrainingReport
     from featurecache.extraction.report import ExtractionReport
-    from featurecache.reporting.report import Gallery
+    from featurecache.reporting.report import Gallery, SampleMap
     from featurecache.sources.source import Source
     from featurecache.store.listings import Listing
 
@@ -140,7 +143,8 @@ def write_run_report(
         changes=[] if done.training.changes is None else done.training.changes.lines(),
         advice=summary(done.advice),
         kept=None if done.saved is None else describe_kept(best, keep),
-        galleries=_galleries(done.advice),
+        galleries=[*_galleries(done.advice), *_selection_mistakes(done)],
+        map=_map_of(done),
     )
     write_report(path, data, read=_reader_of(source, listing))
     return path
@@ -176,6 +180,52 @@ def _galleries(advice: Sequence[Finding]) -> list[Gallery]:
             title = f"labels worth checking: {len(labels)}, the least probable first"
             found.append(Gallery(title, list(zip(names, captions, strict=True))))
     return found
+
+
+def _selection_mistakes(done: RunReport) -> list[Gallery]:
+    """Return the mistakes on samples that chose the head: out of fold, or on the validation split."""
+    from featurecache.evaluation.trained_head import selection_rows
+    from featurecache.reporting.report import Gallery
+
+    best, task = done.training.best, done.training.task
+    y, y_pred = best.result.selection_y, best.result.selection_pred
+    if task.kind != "classification" or not (wrong := (y != y_pred).nonzero()[0]).size:
+        return []
+    names = done.extraction.store.samples.uris_of(selection_rows(best)[wrong])
+    captions = [f"{task.classes[y[k]]}, taken for {task.classes[y_pred[k]]}" for k in wrong]
+    title = f"mistakes on samples that chose the head, none of which it was fitted on then: {len(wrong)} of {len(y)}"
+    return [Gallery(title, [((name,), caption) for name, caption in zip(names, captions, strict=True)])]
+
+
+def _map_of(done: RunReport) -> SampleMap | None:
+    """Lay the samples of the task out by the features of the chosen head; none where these are no plain vectors."""
+    import numpy as np
+
+    from featurecache.advice.axes import plane_of
+    from featurecache.evaluation.trained_head import reported_rows, selection_rows
+    from featurecache.reporting.report import SampleMap
+
+    best, task, store = done.training.best, done.training.task, done.extraction.store
+    if task.kind != "classification" or best.feature_set.num_views is not None or not best.feature_set.is_pooled:
+        return None
+    features = best.feature_set.open()
+    rows = np.sort(store.samples.rows_of(task.ids))
+    rows = rows[features.usable(rows)]
+    # More than a few thousand points are one blot.
+    if len(rows) > _MOST_ON_MAP:
+        rows = np.sort(np.random.default_rng(0).choice(rows, _MOST_ON_MAP, replace=False))
+    if len(rows) < _LEAST_ON_MAP:
+        return None
+    tested, y_true = reported_rows(best)
+    result = best.result
+    mistaken = [tested[y_true != result.y_pred], selection_rows(best)[result.selection_y != result.selection_pred]]
+    labels = [task.classes[label] for label in task.labels[task.indices_of(rows)]]
+    title = (
+        f"{len(rows)} samples by the first two principal axes of {best.feature_set.tap}; crosses are mistakes of "
+        f"{result.head} on samples that it was not fitted on then"
+    )
+    X = features.read(rows).astype(np.float32).reshape(len(rows), -1)
+    return SampleMap(title, plane_of(X), labels, np.isin(rows, np.concatenate(mistaken)))
 
 
 def _names_of_samples(done: RunReport, source: Source, listing: Listing) -> tuple[NDArray[Any], list[str]]:

@@ -11,13 +11,14 @@ from typing import Any, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import InputError
+from featurecache.errors import InputError, plain_text
 from featurecache.evaluation.calibration import Bin
 from featurecache.evaluation.score_plot import ACCENT, GRID, INK, MUTED, Interval, plot_intervals, plot_size
 from featurecache.sources.decoding.images import decode
 from featurecache.specs import PreprocessSpec
 
 _THUMBNAIL = (160, 160)
+_MAX_COLOURS = 10
 
 Drawing = ParamSpec("Drawing")
 
@@ -63,6 +64,42 @@ def draw_reliability(bins: Sequence[Bin]) -> str:
     low = min([1.0, *(min(bin_.probability, bin_.right) for bin_ in bins)])
     axes.plot([low, 1], [low, 1], color=MUTED, linestyle="--", linewidth=1)
     axes.plot([b.probability for b in bins], [b.right for b in bins], "o-", color=ACCENT, markersize=4)
+    return _svg(figure)
+
+
+@plain_names
+def draw_map(points: NDArray[np.float64], labels: Sequence[str], wrong: NDArray[np.bool_]) -> str:
+    """Draw samples in a plane, a colour for each class, with crosses over mistakes.
+
+    Parameters
+    ----------
+    points : ndarray (n_samples, 2)
+    labels : sequence of str
+        Class of each. Beyond the ten most frequent they are grey: more colours cannot be told apart.
+    wrong : ndarray of bool (n_samples,)
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes, names = figure.add_subplot(), np.asarray(labels)
+    frequent = sorted(set(labels), key=lambda label: (-int((names == label).sum()), label))[:_MAX_COLOURS]
+    many = len(points) > 2000  # thousands of points as vectors make a file that no browser scrolls
+    for colour, label in enumerate(frequent):
+        of_class = points[names == label]
+        settings = {"s": 14, "alpha": 0.7, "linewidths": 0, "rasterized": many, "label": plain_text(label)}
+        axes.scatter(*of_class.T, color=colormaps["tab10"](colour), **settings)
+    if len(rest := points[~np.isin(names, frequent)]):
+        axes.scatter(*rest.T, s=14, color=GRID, linewidths=0, rasterized=many, label="others")
+    if wrong.any():
+        axes.scatter(*points[wrong].T, s=26, marker="x", color=INK, linewidths=1, label="mistakes")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_color(GRID)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     return _svg(figure)
 
 

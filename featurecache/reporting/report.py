@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurecache.atomic import publish_bytes
 from featurecache.errors import plain_text
 from featurecache.evaluation.calibration import Calibration
 from featurecache.evaluation.score_plot import intervals_of
 from featurecache.evaluation.scores import OutputScores
-from featurecache.reporting.pictures import draw_intervals, draw_reliability, draw_scatter, thumbnail
+from featurecache.reporting.pictures import draw_intervals, draw_map, draw_reliability, draw_scatter, thumbnail
 from featurecache.sources.decoding.images import pillow_defaults
 from featurecache.store.naming import distinct_names
 from featurecache.versions import installed_versions
@@ -84,7 +85,9 @@ class ReportData:
     kept : str or None
         What the kept head was fitted on.
     galleries : sequence of Gallery
-        Near-copies and labels that are worth checking, shown as pictures.
+        Near-copies, labels that are worth checking and mistakes, shown as pictures.
+    map : SampleMap or None
+        All samples in a plane.
     """
 
     title: str
@@ -100,6 +103,28 @@ class ReportData:
     advice: Sequence[str] = ()
     kept: str | None = None
     galleries: Sequence[Gallery] = ()
+    map: SampleMap | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleMap:
+    """Samples in a plane.
+
+    Attributes
+    ----------
+    title : str
+        How they are laid out.
+    points : ndarray (n_samples, 2)
+    labels : sequence of str
+        Class of each.
+    wrong : ndarray of bool (n_samples,)
+        The chosen head was wrong about them, and had not been fitted on them.
+    """
+
+    title: str
+    points: NDArray[np.float64]
+    labels: Sequence[str]
+    wrong: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +207,7 @@ def write_report(path: Path, data: ReportData, *, read: Callable[[str], bytes | 
         matrix=_matrix(data),
         mistakes=mistakes,
         galleries=galleries,
+        map=None if data.map is None else draw_map(data.map.points, data.map.labels, data.map.wrong),
         num_mistakes=len(wrong),
         versions={"python": platform.python_version(), **installed_versions()},
     )

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import COLOURS, write_image
+from conftest import COLOURS, TINY, write_image
 
+import featurecache as fc
 from featurecache.evaluation.calibration import Bin, Calibration
-from featurecache.reporting.report import FinalEvaluation, Gallery, ReportData, write_report
+from featurecache.reporting.pictures import draw_map
+from featurecache.reporting.report import FinalEvaluation, Gallery, ReportData, SampleMap, write_report
+from featurecache.specs import ExtractionSettings
+from featurecache.train import TrainingSettings
 from featurecache.wording import human_bytes
 
 pytestmark = pytest.mark.usefixtures("few_settings")
@@ -207,3 +211,36 @@ def test_views_are_named(tmp_path: Path) -> None:
     text = (tmp_path / "r.html").read_text()
     assert "<code>a:avg, 8 views</code>" in text
     assert "the mean of the probabilities over its 8 views" in text
+
+
+def test_the_map_shows_every_class_and_the_mistakes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = [f"class {k % 12}" for k in range(60)]
+    wrong = np.arange(60) % 10 == 0
+    shown = SampleMap("60 samples by <their> axes", random.normal(size=(60, 2)), labels, wrong)
+    write_report(tmp_path / "r.html", replace(make_data(["a", "b"], list("wxyz")), map=shown), read=lambda name: None)
+    text = (tmp_path / "r.html").read_text()
+    assert "60 samples by &lt;their&gt; axes" in text
+    svg = draw_map(shown.points, labels, wrong)
+    assert svg.startswith("<svg")
+    assert all(f"<!-- {label} -->" in svg for label in sorted(set(labels))[:10])
+    assert "<!-- others -->" in svg
+    assert "<!-- mistakes -->" in svg
+    assert "<!-- mistakes -->" not in draw_map(shown.points, labels, np.zeros(60, bool))
+
+
+def test_a_run_shows_its_map_and_the_mistakes_out_of_fold(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_folder(per_class=12)
+    # Two files whose label is wrong: no head can be right about them out of fold.
+    for name in ("000.png", "001.png"):
+        (source / "red" / name).rename(source / "blue" / f"red-{name}")
+    settings = ExtractionSettings(runtime="torch", batch_size=8)
+    options = {"backbone": TINY, "training": TrainingSettings(heads=("nearest_mean",)), "settings": settings}
+    done = fc.run(source, cache=tmp_path / "c", **options)
+    assert done.report is not None
+    text = done.report.read_text()
+    assert "samples by the first two principal axes of" in text
+    result = done.training.best.result
+    num_wrong = int((result.selection_y != result.selection_pred).sum())
+    assert num_wrong
+    assert f"none of which it was fitted on then: {num_wrong} of {len(result.selection_y)}" in text
