@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import COLOURS, REPOSITORY, write_image
@@ -151,6 +154,24 @@ def test_figures_name_commands_that_are_there() -> None:
         for script, name in re.findall(r"python scripts/(trials|benchmark\.py) (\w[\w-]*)", text):
             known = trials if script == "trials" else benchmarks
             assert f'"{name}"' in known, (script, name)
+
+
+def test_contributing_shows_a_contract_that_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    import outside
+
+    monkeypatch.setitem(sys.modules, "my_package", ModuleType("my_package"))
+    monkeypatch.setitem(sys.modules, "my_package.heads", outside)
+    (code,) = [block for kind, block in blocks_of(CONTRIBUTING.read_text()) if kind == "python"]
+    names: dict[str, Any] = {}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
+    assert isinstance(names["TestNearest"]().make_head(), outside.Nearest)
+
+
+def test_the_guide_lists_every_head() -> None:
+    from featurecache.heads.registry import _BUILT_IN
+
+    rows = " ".join(line for line in GUIDE["heads"].splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)`", rows)) >= set(_BUILT_IN) - {"mean"}
 
 
 def test_contributing_lists_every_room() -> None:

@@ -20,6 +20,7 @@ from functools import cache
 from itertools import count
 from queue import SimpleQueue
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -296,7 +297,7 @@ def _replicate(module: Normalized, count: int) -> list[nn.Module]:
 @contextmanager
 def _exact_float32() -> Iterator[None]:
     """Keep GPUs from rounding to ten bits (TF32) what the fingerprint calls float32."""
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn  # its types know the older switches alone
     # The switches of torch 2.9 alone: to read the older ones raises where a program has set both kinds.
     switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     # Put back afterwards: the process may train something else with it.

@@ -84,13 +84,14 @@ def draw_map(points: NDArray[np.float64], labels: Sequence[str], wrong: NDArray[
 
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     FigureCanvasSVG(figure)
-    axes, names = figure.add_subplot(), np.asarray(labels)
+    axes: Any = figure.add_subplot()
+    names = np.asarray(labels)
     frequent = sorted(set(labels), key=lambda label: (-int((names == label).sum()), label))[:_MAX_COLOURS]
     many = len(points) > 2000  # thousands of points as vectors make a file that no browser scrolls
     for colour, label in enumerate(frequent):
         of_class = points[names == label]
-        settings = {"s": 14, "alpha": 0.7, "linewidths": 0, "rasterized": many, "label": plain_text(label)}
-        axes.scatter(*of_class.T, color=colormaps["tab10"](colour), **settings)
+        settings = {"color": colormaps["tab10"](colour), "label": plain_text(label), "rasterized": many}
+        axes.scatter(*of_class.T, s=14, alpha=0.7, linewidths=0, **settings)
     if len(rest := points[~np.isin(names, frequent)]):
         axes.scatter(*rest.T, s=14, color=GRID, linewidths=0, rasterized=many, label="others")
     if wrong.any():

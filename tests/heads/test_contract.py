@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from sklearn.base import BaseEstimator
 
+from featurecache.heads import registry
 from featurecache.heads.registry import make_head
 from featurecache.testing import HeadContract
 
@@ -97,3 +99,18 @@ class TestAttentive(HeadContract):
 
     def make_head(self) -> BaseEstimator:
         return make_head("attentive", epochs=3, num_tokens=3)
+
+
+def test_every_registered_head_keeps_the_contract() -> None:
+    """A head that is added is tried, or this test says which is not."""
+    contracts = [cls for cls in globals().values() if isinstance(cls, type) and issubclass(cls, HeadContract)]
+    tried = {type(cls().make_head()) for cls in contracts if cls is not HeadContract}
+    assert tried >= {cls for classes in registry._BUILT_IN.values() for cls in classes}
+
+
+def test_a_contract_that_is_not_filled_in_fails() -> None:
+    class Forgotten(HeadContract):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Forgotten is to define make_head"):
+        Forgotten().make_head()
