@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from featurecache.atomic import partial_name
+from featurecache.atomic import make_folder, partial_name
 from featurecache.stopping import forget, temporary
 
 # Twelve heartbeats must be missed before a lease counts for nothing: network file systems stall, and what a worker does
@@ -62,7 +62,9 @@ class Leases:
 
     def _take(self, path: Path) -> bool:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            # Lastingly, though leases need not last: who finds a folder takes the way to it for flushed to the disk.
+            if not self._folder.is_dir():
+                make_folder(self._folder)
         except OSError as error:
             # A cache that only can be read is looked at, and nobody is at work there.
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
