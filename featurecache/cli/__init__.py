@@ -87,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
         for title, text, actions in (groups[0], ("common options", None, common), *others, ("more options", None, own)):
             formatter.start_section(title)
             formatter.add_text(text)
-            formatter.add_arguments([each for each in actions if each not in common or title == "common options"])
+            formatter.add_arguments([action for action in actions if action not in common or title == "common options"])
             formatter.end_section()
         formatter.add_text(self.epilog)
         return formatter.format_help()

@@ -64,23 +64,23 @@ class ProcessesEngine:
                 workers.append(_Started.start(job, slot, cores))
             yield from self._reports(workers, job, cores)
         finally:
-            for each in workers:
-                each.process.terminate()
-            for each in workers:
-                each.process.join(_SECONDS_TO_END)
-                if each.process.is_alive():
-                    each.process.kill()
-                    each.process.join()
-                each.connection.close()
+            for worker in workers:
+                worker.process.terminate()
+            for worker in workers:
+                worker.process.join(_SECONDS_TO_END)
+                if worker.process.is_alive():
+                    worker.process.kill()
+                    worker.process.join()
+                worker.connection.close()
 
     def _reports(self, workers: list[_Started], job: ExtractionJob, cores: int) -> Iterator[WorkerReport]:
         """Pass on what workers tell, and start another one where one was killed."""
         at_work, restarts, expected = list(workers), 0, 0
         while at_work:
-            ready = wait([each.connection for each in at_work])
-            for each in [each for each in at_work if each.connection in ready]:
+            ready = wait([worker.connection for worker in at_work])
+            for worker in [worker for worker in at_work if worker.connection in ready]:
                 try:
-                    kind, value = each.connection.recv()
+                    kind, value = worker.connection.recv()
                 except EOFError:
                     kind, value = "died", None
                 if kind == "start":
@@ -93,20 +93,20 @@ class ProcessesEngine:
                 elif kind == "say":
                     self.progress.say(value)
                 elif kind == "note":
-                    if len(workers) == len(at_work) and each is workers[0]:
+                    if len(workers) == len(at_work) and worker is workers[0]:
                         self.progress.note(value)
                 elif kind == "done":
-                    at_work.remove(each)
+                    at_work.remove(worker)
                     yield value
                 elif kind == "failed":
                     raise value
                 else:
-                    at_work.remove(each)
-                    each.process.join()
+                    at_work.remove(worker)
+                    worker.process.join()
                     restarts += 1
                     if restarts > _MOST_RESTARTS:
-                        raise WorkerDiedError(each.process.exitcode or 0)
-                    again = _Started.start(job, each.slot, cores)
+                        raise WorkerDiedError(worker.process.exitcode or 0)
+                    again = _Started.start(job, worker.slot, cores)
                     workers.append(again)
                     at_work.append(again)
 

@@ -65,16 +65,16 @@ class RayEngine:
             ]
             while pending:
                 ended, pending = ray.wait(pending, timeout=_SECONDS_BETWEEN_REMARKS)
-                for each in ended:
-                    result = ray.get(each)
+                for reference in ended:
+                    result = ray.get(reference)
                     if isinstance(result, Exception):
                         raise result
                     yield result
                 commits = sum(1 for _ in job.cache.glob("features/*/*/*/commits/*.json"))
                 self.progress.say(f"{commits} shards committed, {len(pending)} workers")
         finally:
-            for each in pending:
-                ray.cancel(each, force=True)
+            for reference in pending:
+                ray.cancel(reference, force=True)
             if is_ours:
                 ray.shutdown()
 
