@@ -245,14 +245,14 @@ class ExtractionSettings:
     num_processes: int | None = None
     """Workers that an engine of several starts; ``None`` lets it choose."""
     runtime: RuntimeName = "auto"
-    shard_rows: int = 4096
-    """Rows per shard: what a killed run loses at most."""
+    shard_rows: int | None = None
+    """Rows per shard: what a killed run loses at most; ``None`` lets them follow from the number of samples."""
     dtype: DtypeChoice = "auto"
     """Type of the stored numbers. ``auto``: that of the features which are there; of new ones float16, or float32 where
     rounding to float16 would take more than 1 % of their spread."""
 
     def __post_init__(self) -> None:
-        if self.shard_rows > MAX_SHARD_ROWS:
+        if self.shard_rows is not None and self.shard_rows > MAX_SHARD_ROWS:
             raise RequestError(f"shard rows must be at most {MAX_SHARD_ROWS}, got {self.shard_rows}")
         counts = {
             "batch size": self.batch_size,

@@ -1,6 +1,7 @@
 """Speed, as ratios from one run: machines differ and are noisy, ratios of interleaved runs are not.
 
     python scripts/benchmark.py extraction data/textile --backbone efficientnet_lite0
+    python scripts/benchmark.py engines photos --images 4000
     python scripts/benchmark.py forward --backbone timm:vit_tiny_patch16_224 --init random
     python scripts/benchmark.py decoding data/textile
     python scripts/benchmark.py growth data/textile
@@ -34,7 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import advice, ceilings, extraction, heads, life, reading, recipe, small, start_up, tails, taps
+from benchmarks import advice, ceilings, engines, extraction, heads, life, reading, recipe, small, start_up, tails, taps
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
 Options = Callable[[argparse.ArgumentParser], None]
@@ -88,6 +89,7 @@ def main() -> None:
     which = parser.add_subparsers(dest="what", required=True)
     benches: dict[str, tuple[Bench, Options]] = {
         "extraction": (extraction.bench_extraction, extraction.add_options),
+        "engines": (engines.bench_engines, engines.add_engines_options),
         "forward": (ceilings.bench_forward, add_backbone),
         "decoding": (ceilings.bench_decoding, add_source),
         "rerun": (life.bench_rerun, life.add_rerun_options),

@@ -189,7 +189,9 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
         help="stored numbers (default auto: as the features that are there; of new ones float16, or float32 where "
         "float16 would take more than 1 %% of their spread)",
     )
-    group.add_argument("--shard-rows", type=int, default=default.shard_rows, metavar="N", help="rows in a shard")
+    group.add_argument(
+        "--shard-rows", type=int, metavar="N", help="rows in a shard (default: 256 to 16,384, by their number)"
+    )
     # No choices: engines come from installed packages, which are asked when one is named.
     group.add_argument("--engine", default="local", help="local (default: this process), processes, rank or ray")
     group.add_argument("--processes", type=int, metavar="N", help="workers that an engine of several starts")

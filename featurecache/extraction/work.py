@@ -59,7 +59,7 @@ def work(
             )
         report, types = WorkerReport(), dict[str, str]()
         for views, sets in recall(job, store).items():
-            if sets is None or missing_shards(sets, listing.unique_rows, shard_rows=job.settings.shard_rows):
+            if sets is None or missing_shards(sets, listing.unique_rows):
                 network, started = job.network, perf_counter()
                 # Late: torch takes seconds to import, and a run over untouched inputs takes hundredths of one.
                 from featurecache.extraction.stored_type import choose_types

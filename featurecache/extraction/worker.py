@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from time import perf_counter, sleep
 
 import msgspec
-import numpy as np
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime
 from featurecache.backbones.taps import Tap
+from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import InputError
 from featurecache.extraction import drift
 from featurecache.extraction.drafts import Draft
@@ -29,7 +29,7 @@ from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.open_shards import MOST_DIGESTED, OpenShard
 from featurecache.extraction.pipeline import Outcome, run_chunks
-from featurecache.extraction.plan import PlannedShard, missing_shards
+from featurecache.extraction.plan import SMALLEST_SHARD, SMALLEST_SHARD_ON_GPU, PlannedShard, missing_shards
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.runtimes import Runtimes
 from featurecache.extraction.worker_report import WorkerReport
@@ -120,7 +120,15 @@ class Worker:
             This machine makes other features than those that are there.
         """
         started, postponed, total, pause = perf_counter(), dict[int, tuple[str, str]](), 0, _FIRST_PAUSE
-        shards = missing_shards(self.sets, rows, shard_rows=self.settings.shard_rows)
+        on_cpu = checked_device(self.settings.device).type == "cpu"
+        plan = partial(
+            missing_shards,
+            self.sets,
+            rows,
+            shard_rows=self.settings.shard_rows,
+            smallest=SMALLEST_SHARD if on_cpu else SMALLEST_SHARD_ON_GPU,
+        )
+        shards = plan()
         if not shards:  # to compare a few inputs, a faster runtime is not worth its preparation
             self.settings = replace(self.settings, runtime="torch")
         try:
@@ -140,8 +148,7 @@ class Worker:
                     done = self._compute(shards)
                     total, postponed = total + done.num_rows, postponed | done.postponed
                     # What other workers held may be done by now, or left over by one that was killed.
-                    left = np.setdiff1d(rows, np.array(list(postponed), np.int64), assume_unique=True)
-                    shards = missing_shards(self.sets, left, shard_rows=self.settings.shard_rows)
+                    shards = plan(postponed=postponed)
                     if not done.num_rows and not done.leased:
                         break
                     pause = _FIRST_PAUSE if done.num_rows else min(2 * pause, _LONGEST_PAUSE)

@@ -27,10 +27,10 @@ _READ_AT_ONCE = 1 << 18
 
 def try_durability(options: Options) -> list[Tally]:
     """Shards written, checksummed, fsynced and committed, against the same bytes written plainly; interleaved."""
-    from featurecache.specs import ExtractionSettings
+    from featurecache.extraction.plan import LARGEST_SHARD
     from featurecache.store.folders import ShardFolder
 
-    num_rows = ExtractionSettings().shard_rows
+    num_rows = LARGEST_SHARD
     rng = np.random.default_rng(0)
     features = rng.normal(size=(num_rows, 1280)).astype(np.float16)
     ids = rng.integers(0, 256, (num_rows, 32), dtype=np.uint8)
@@ -127,7 +127,7 @@ def _in_new_process(name: str, cache: Path, num_rows: int) -> dict[str, Any]:
 def write_many(cache: str, count: str) -> None:
     """Do what an extraction does, with a backbone that makes numbers up. Prints what it took."""
     from featurecache.extraction.plan import plan_extraction
-    from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
+    from featurecache.specs import FeatureIdentity, PreprocessSpec
     from featurecache.store.listings import Listing
     from featurecache.store.schemas import BackboneAbout
     from featurecache.store.shards import ShardWriter
@@ -152,8 +152,7 @@ def write_many(cache: str, count: str) -> None:
     )
     feature_set = store.add_feature_set(identity, BackboneAbout(**ABOUT), "layer:avg", "float16")
     table_ids = store.samples.ids
-    shard_rows = ExtractionSettings().shard_rows
-    for job in plan_extraction(listing.unique_rows, {"layer:avg": np.zeros(0, np.int64)}, shard_rows=shard_rows):
+    for job in plan_extraction(listing.unique_rows, {"layer:avg": np.zeros(0, np.int64)}):
         layout = {"features": ("float16", (len(job.rows), _WIDTH)), "id": ("uint8", (len(job.rows), 32))}
         with ShardWriter(feature_set.folder.path, layout, {"format": "featurecache", "kind": "features"}) as writer:
             for start in range(0, len(job.rows), 256):
