@@ -13,8 +13,10 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.atomic import make_folder, partial_name
@@ -24,6 +26,22 @@ from featurecache.stopping import forget, temporary
 # whose lease is lost too early is done twice. Longer, and others wait for a worker that was killed with its machine.
 HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes
+    ----------
+    host, pid : str, int
+    age : float
+        Seconds since it last touched the lease.
+    """
+
+    host: str
+    pid: int
+    age: float
 
 
 class Leases:
@@ -59,6 +77,21 @@ class Leases:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             forget(path)
+
+    def holders(self) -> list[Holder]:
+        """Return who holds which lease, but for those that count for nothing; nothing is written."""
+        found = []
+        for path in sorted(self._folder.glob("*.lease")):
+            with contextlib.suppress(
+                OSError, ValueError, TypeError, KeyError, AttributeError
+            ):  # given back, or half written
+                holder = json.loads(path.read_text()[:4096])
+                # By this machine's clock, as that of a file system cannot be asked where nothing can be written. Of a
+                # machine whose clock goes ahead of it, leases have been touched just now.
+                age = max(time.time() - path.stat().st_mtime, 0.0)
+                if not self._is_lost(holder, age):
+                    found.append(Holder(str(holder["host"]), int(holder["pid"]), age))
+        return found
 
     def _take(self, path: Path) -> bool:
         try:
@@ -119,6 +152,10 @@ class Leases:
             return True
         except (OSError, ValueError):
             return False
+        return self._is_lost(holder, age)
+
+    def _is_lost(self, holder: dict[str, object], age: float) -> bool:
+        """Tell whether a holder will never give its lease back."""
         if age > self._expiry:
             return True
         mine = json.loads(self._holder)
