@@ -82,15 +82,13 @@ class Leases:
         """Return who holds which lease, but for those that count for nothing; nothing is written."""
         found = []
         for path in sorted(self._folder.glob("*.lease")):
-            with contextlib.suppress(
-                OSError, ValueError, TypeError, KeyError, AttributeError
-            ):  # given back, or half written
-                holder = json.loads(path.read_text()[:4096])
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # given back, or says nothing
+                holder = _read_holder(path)
                 # By this machine's clock, as that of a file system cannot be asked where nothing can be written. Of a
                 # machine whose clock goes ahead of it, leases have been touched just now.
                 age = max(time.time() - path.stat().st_mtime, 0.0)
                 if not self._is_lost(holder, age):
-                    found.append(Holder(str(holder["host"]), int(holder["pid"]), age))
+                    found.append(Holder(str(holder["host"]), int(str(holder["pid"])), age))
         return found
 
     def _take(self, path: Path) -> bool:
@@ -147,10 +145,10 @@ class Leases:
     def _is_dead(self, path: Path) -> bool:
         try:
             age = self._now() - path.stat().st_mtime
-            holder = json.loads(path.read_text()[:4096])
+            holder = _read_holder(path)
         except FileNotFoundError:
             return True
-        except (OSError, ValueError):
+        except OSError:
             return False
         return self._is_lost(holder, age)
 
@@ -177,6 +175,15 @@ class Leases:
                 os.utime(path)
 
 
+def _read_holder(path: Path) -> dict[str, object]:
+    """Read what a lease says; nothing where it is half written, cut off by a power cut, or a stranger's."""
+    with path.open("rb") as file, contextlib.suppress(ValueError, RecursionError):
+        holder = json.loads(file.read(4096))
+        if isinstance(holder, dict):
+            return holder
+    return {}
+
+
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -191,6 +198,6 @@ def _is_running(pid: object) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):  # somebody else's process, or no number of a process at all
         return True
     return True
