@@ -25,7 +25,8 @@ def write_encoder(folder: Path, *, seed: int = 0, words: tuple[str, ...] = WORDS
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(words) + 4, max_position_embeddings=MAX_TOKENS, **{**sizes, **settings})
+    sizes |= {"vocab_size": len(words) + 4, "max_position_embeddings": MAX_TOKENS}
+    config = BertConfig(**{**sizes, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # The usual spread of initial weights is so small that everything a random network says is much alike.

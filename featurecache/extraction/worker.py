@@ -140,7 +140,9 @@ class Worker:
                 startup = perf_counter() - started
                 if shards:
                     # None where the runtime was chosen without a trial.
-                    rate = next((runtime.trial.get(runtime.name) for runtime in self.runtimes.opened.values()), None)
+                    # Of texts the trial was at one length, and what theirs are is not known yet.
+                    of_one_shape = (r for r in self.runtimes.opened.values() if len(r.lengths) < 2)
+                    rate = next((runtime.trial.get(runtime.name) for runtime in of_one_shape), None)
                     expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=rate)
                     self.progress.start("extracting", expected.num_rows)
                     self.progress.note(expected.sentence())
@@ -223,6 +225,7 @@ class Worker:
                     num_workers=self.settings.num_workers,
                     num_digested=MOST_DIGESTED,
                     meter=self.meter,
+                    progress=self.progress,
                 )
                 with closing(outcomes):
                     for shard, outcome in outcomes:
@@ -255,9 +258,8 @@ class Worker:
             yield taken
 
     def _report(self, outcome: Outcome) -> None:
-        """Report how far the run is, and from time to time what it is waiting for."""
+        """Count what is done, and report from time to time what the run is waiting for."""
         self.meter.num_inputs += len(outcome.problems)
-        self.progress.advance(len(outcome.problems), bad=sum(problem is not None for problem in outcome.problems))
         if perf_counter() - self._last_remark > _SECONDS_BETWEEN_REMARKS:
             self._last_remark = perf_counter()
             self.progress.say(self.meter.usage().sentence())

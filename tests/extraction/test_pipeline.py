@@ -64,7 +64,7 @@ class Echo:
 
     batch_size: int
     delay: int = 0
-    name, device, precision = "echo", "cpu", "float32"
+    name, device, precision, lengths = "echo", "cpu", "float32", ()
     seen: list[np.ndarray] = field(default_factory=list)
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[dict[str, np.ndarray], None, None]:
