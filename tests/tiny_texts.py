@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from conftest import need
 
 ANIMALS = ("cat", "dog", "bird", "horse")
@@ -50,6 +51,26 @@ def write_tokenizer(folder: Path, words: tuple[str, ...] = WORDS) -> None:
     tokenizer.enable_padding(length=7)
     tokenizer.enable_truncation(5)
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def by_hand(encoder: Path, text: str, *, max_tokens: int = MAX_TOKENS) -> np.ndarray:
+    """One text through the network, not padded at all -> last states (T, D)."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import BertModel
+
+    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    network = BertModel.from_pretrained(encoder).eval()
+    with torch.no_grad():
+        return network(input_ids=torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0].numpy()
+
+
+def shards(cache: Path) -> dict[str, bytes]:
+    """Everything that is stored of features, by name."""
+    folder = cache / "features"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.*")) if p.is_file()}
 
 
 def some_texts(count: int) -> list[str]:
