@@ -26,6 +26,8 @@ class Runtimes:
     provenance
         Of the features that are there, or of the writer that began: a resumed run must not mix runtimes or sizes of
         batches in one array.
+    lengths
+        Of texts, the padded lengths that are asked for; by default those of ``provenance``.
     opened
         Runtimes by the taps that each computes.
     """
@@ -34,6 +36,7 @@ class Runtimes:
     taps: Mapping[str, Tap]
     settings: ExtractionSettings
     provenance: Provenance | None
+    lengths: tuple[int, ...] | None = None
     opened: dict[tuple[str, ...], Runtime] = field(default_factory=dict)
 
     def of(self, taps: tuple[str, ...]) -> Runtime:
@@ -67,9 +70,9 @@ class Runtimes:
     def _agreed(self) -> tuple[str | None, int | None, tuple[int, ...] | None]:
         """Return the runtime, the batch size and the lengths that earlier features decide where settings do not."""
         if (before := self.provenance) is None:
-            return None, None, None
+            return None, None, self.lengths
         name = before.runtime if self.settings.runtime == "auto" else None
         # What suits one device is of no use to another.
         same_device = before.device == str(checked_device(self.settings.device))
         batch_size = before.batch_size if self.settings.batch_size is None and same_device else None
-        return name, batch_size, before.lengths
+        return name, batch_size, self.lengths or before.lengths

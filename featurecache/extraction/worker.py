@@ -80,6 +80,8 @@ class Worker:
         What computes, and the tap of each set.
     settings : ExtractionSettings
     progress : Progress
+    lengths : tuple of int, optional
+        Of texts, the padded lengths, where they are not to be those of the newest features.
     """
 
     store: FeatureStore
@@ -90,6 +92,7 @@ class Worker:
     taps: Mapping[str, Tap]
     settings: ExtractionSettings
     progress: Progress
+    lengths: tuple[int, ...] | None = None
     meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
     _open: list[OpenShard] = field(default_factory=list)
     _last_remark: float = field(default_factory=perf_counter)
@@ -104,7 +107,7 @@ class Worker:
         """What executes the backbone."""
         # When first needed, not with the worker: `run` may still change the settings, and the later the records are
         # read, the more of other workers' choices are among them.
-        return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets))
+        return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets), self.lengths)
 
     def run(self, rows: Rows) -> WorkerReport:
         """Have the features of some rows cached, by this worker or by others that are at it.

@@ -27,13 +27,15 @@ from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.loading import cut_into_batches
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import run_pipeline
-from featurecache.extraction.recomputation import Inputs
+from featurecache.extraction.recomputation import Inputs, recompute_set_aside
 from featurecache.extraction.report import ExtractionReport
 from featurecache.progress import Silent
 from featurecache.sources.in_memory import InMemory
 from featurecache.sources.inputs import inputs_of
 from featurecache.sources.opening import open_source
 from featurecache.specs import BackboneRequest, ExtractionSettings
+from featurecache.store.repair import repair
+from featurecache.store.store import FeatureStore
 
 MOST = 64
 LENGTHS = (16, 24, 32, 48, 64)
@@ -89,7 +91,7 @@ def test_features_equal_a_loop_of_one_text_at_a_time(encoder: Path, tmp_path: Pa
     texts = texts_of_many_lengths(40)
     table = write_table(tmp_path / "t.csv", texts)
     report = run(table, tmp_path / "c", encoder)
-    assert [p["lengths"] for p in provenances(report)] == [list(LENGTHS)] * 3
+    assert all(p["lengths"] == list(LENGTHS) for p in provenances(report))
     (usage,) = report.usage
     assert usage.num_tokens < usage.num_padded < MOST * len(texts)
     listing = report.store.listings.load(open_source(table, text_column="text").key)
@@ -148,11 +150,16 @@ def test_a_cache_of_texts_padded_to_the_most_tokens_is_continued(
     assert len(compared) == 1  # it took what is stored for something to compare
     run(write_table(table, [*texts, "a new river"]), tmp_path / "c", encoder)
     assert len(compared) == 1
-    found = verify_deep(
-        report.store, Inputs(source=table, text_column="text", backbone=f"hf:{encoder}", settings=SETTINGS)
-    )
+    inputs = Inputs(source=table, text_column="text", backbone=f"hf:{encoder}", settings=SETTINGS)
+    found = verify_deep(report.store, inputs)
     assert found.problems == []
     assert found.num_rows == found.num_identical + found.num_close > 30
+    whole = shards(tmp_path / "c")
+    first = min((tmp_path / "c" / "features").rglob("*.h5"), key=lambda path: path.name)
+    first.write_bytes(first.read_bytes()[:-1] + b"?")
+    assert repair(report.store)
+    assert recompute_set_aside(FeatureStore.open(report.store.path), inputs) == 16
+    assert shards(tmp_path / "c") == whole  # padded as it was
 
 
 def test_one_length_that_is_recorded_is_kept(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
