@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.backbones.lengths import full_length
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
@@ -157,6 +158,8 @@ def _compute(
         batch_size=ran.batch_size if ran.device == str(checked_device(inputs.settings.device)) else None,
         num_inputs=len(rows),
         remembered=ran.runtime,
+        # Earlier releases padded each text to the most tokens.
+        lengths=ran.lengths or full_length(backbone),
     )
     progress.start("computing again", len(rows))
     outcomes = []

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import DriftError, InputError
+from featurecache.extraction.loading import cut_into_batches
 from featurecache.extraction.modality import InputDigests, Modality
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.sources.source import Source
@@ -43,7 +44,7 @@ def tolerance(dtype: str, precision: str) -> float:
     return max(TOLERANCE[dtype], _ROUNDING[precision])
 
 
-def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
+def provenance(runtime: str, device: str, batch_size: int, lengths: Sequence[int] = ()) -> Provenance:
     """Return what ran, for the record: no times and no names of machines, so that equal work gives equal records.
 
     Parameters
@@ -52,6 +53,8 @@ def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
         Name of the runtime, and where it computes.
     batch_size : int
         Inputs in a forward pass.
+    lengths : sequence of int
+        Padded lengths of texts.
     """
     return Provenance(
         runtime=runtime,
@@ -60,12 +63,13 @@ def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
         python=platform.python_version(),
         machine=platform.machine(),
         versions=installed_versions(),
+        lengths=tuple(lengths) or None,
     )
 
 
 def provenance_of(runtime: Runtime) -> Provenance:
     """Return the provenance of what a runtime computes on this machine."""
-    return provenance(runtime.name, runtime.device, runtime.batch_size)
+    return provenance(runtime.name, runtime.device, runtime.batch_size, runtime.lengths)
 
 
 def recorded_provenance(sets: Sequence[FeatureSet]) -> Provenance | None:
@@ -87,7 +91,10 @@ def changes(stored: Provenance, runtime: Runtime) -> list[str]:
     # What this program, h5py and scikit-learn are makes no feature.
     flat = [{**p.versions, "runtime": p.runtime, "device": p.device, "machine": p.machine} for p in (stored, now)]
     names = sorted(flat[0].keys() & flat[1].keys() - {"featurecache", "h5py", "scikit-learn"})
-    return [f"{name} {flat[0][name]} -> {flat[1][name]}" for name in names if flat[0][name] != flat[1][name]]
+    found = [f"{name} {flat[0][name]} -> {flat[1][name]}" for name in names if flat[0][name] != flat[1][name]]
+    # Earlier releases padded every text to the most tokens, and recorded nothing.
+    padded = [list(p.lengths or now.lengths[-1:]) for p in (stored, now)] if now.lengths else [[], []]
+    return found + ([f"lengths of texts {padded[0]} -> {padded[1]}"] if padded[0] != padded[1] else [])
 
 
 @contextmanager
@@ -214,15 +221,14 @@ def check_reference(recorded: ReferenceBody, tap: str, runtime: Runtime, modalit
 def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[str, NDArray[np.float32]]:
     """Return the features of a few inputs, ``(n, ...)``, or with views ``(n, n_views, ...)``."""
     arrays = np.concatenate([modality.load(data).arrays for data in inputs])
-    # All of one shape, as in extraction: a batch of another shape changes the last bits of the features.
-    batches, batch_size = [], runtime.batch_size
-    for start in range(0, len(arrays), batch_size):
-        batch = modality.empty(batch_size)
-        some = arrays[start : start + batch_size]
-        batch[: len(some)] = some
-        batches.append(batch)
-    outputs = list(runtime.map(batches))
-    features = {tap: np.concatenate([output[tap] for output in outputs])[: len(arrays)] for tap in outputs[0]}
+    # Of the shapes of extraction: a batch of another shape changes the last bits of the features.
+    cut = cut_into_batches(arrays, runtime.batch_size, runtime.lengths, modality.empty)
+    outputs = list(runtime.map([batch for batch, _ in cut]))
+    places = np.argsort(np.concatenate([indices for _, indices in cut]))
+    features = {
+        tap: np.concatenate([o[tap][: len(indices)] for o, (_, indices) in zip(outputs, cut, strict=True)])[places]
+        for tap in outputs[0]
+    }
     return {
         tap: values.reshape(len(inputs), *shape_of_row(values.shape[1:], modality.views))
         for tap, values in features.items()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.lengths import full_length
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.extraction.inventory import take_inventory
@@ -145,5 +146,7 @@ def _recompute(
         taps={tap.name: tap},
         settings=replace(inputs.settings, **same),
         progress=progress,
+        # Earlier releases recorded none, and padded each text to the most tokens.
+        lengths=tuple(ran.get("lengths") or full_length(backbone)) or None,
     )
     return worker.run(np.intersect1d(shards.rows, listing.unique_rows)).num_rows

@@ -26,6 +26,8 @@ class Runtimes:
     provenance
         Of the features that are there, or of the writer that began: a resumed run must not mix runtimes or sizes of
         batches in one array.
+    lengths
+        Of texts, the padded lengths that are asked for; by default those of ``provenance``.
     opened
         Runtimes by the taps that each computes.
     """
@@ -34,12 +36,13 @@ class Runtimes:
     taps: Mapping[str, Tap]
     settings: ExtractionSettings
     provenance: Provenance | None
+    lengths: tuple[int, ...] | None = None
     opened: dict[tuple[str, ...], Runtime] = field(default_factory=dict)
 
     def of(self, taps: tuple[str, ...]) -> Runtime:
         """Return the runtime for some taps, the same one each time."""
         if taps not in self.opened:
-            name, batch_size = self._agreed()
+            name, batch_size, lengths = self._agreed()
             self.opened[taps] = open_runtime(
                 self.backbone,
                 [self.taps[tap] for tap in taps],
@@ -47,23 +50,29 @@ class Runtimes:
                 device=self.settings.device,
                 batch_size=self.settings.batch_size or batch_size,
                 remembered=name,
+                lengths=lengths,
             )
         return self.opened[taps]
 
     def agree(self, provenance: Provenance | None) -> None:
         """Close what was opened before a writer who was first had made another choice known."""
         self.provenance = provenance
-        name, batch_size = self._agreed()
+        name, batch_size, lengths = self._agreed()
         for taps, runtime in list(self.opened.items()):
-            if name not in (None, runtime.name) or batch_size not in (None, runtime.batch_size):
+            if (
+                name not in (None, runtime.name)
+                or batch_size not in (None, runtime.batch_size)
+                or lengths not in (None, runtime.lengths)
+            ):
                 runtime.close()
                 del self.opened[taps]
 
-    def _agreed(self) -> tuple[str | None, int | None]:
-        """Return the runtime and the batch size that earlier features decide where the settings leave them open."""
+    def _agreed(self) -> tuple[str | None, int | None, tuple[int, ...] | None]:
+        """Return the runtime, the batch size and the lengths that earlier features decide where settings do not."""
         if (before := self.provenance) is None:
-            return None, None
+            return None, None, self.lengths
         name = before.runtime if self.settings.runtime == "auto" else None
         # What suits one device is of no use to another.
         same_device = before.device == str(checked_device(self.settings.device))
-        return name, before.batch_size if self.settings.batch_size is None and same_device else None
+        batch_size = before.batch_size if self.settings.batch_size is None and same_device else None
+        return name, batch_size, self.lengths or before.lengths

@@ -59,7 +59,7 @@ class SourceBody(Struct):
     ignored: IgnoredBody | None = None
 
 
-class Provenance(Struct):
+class Provenance(Struct, omit_defaults=True):
     """What ran."""
 
     runtime: Text
@@ -68,6 +68,8 @@ class Provenance(Struct):
     batch_size: Annotated[int, Meta(ge=1, le=1 << 20)]
     versions: dict[Text, Text]
     python: Text = ""
+    # Of texts; None in records of images, and of earlier releases, which padded each text to the most tokens.
+    lengths: Annotated[tuple[Annotated[int, Meta(ge=1)], ...], Meta(max_length=64)] | None = None
 
 
 class Precision(Struct, frozen=True, omit_defaults=True):
