@@ -63,7 +63,7 @@ class Batch(Generic[Chunk]):
     futures: list[Future[None]] = field(default_factory=list)
     is_last: bool = True
     """Of the batches that inputs which were loaded together are in."""
-    places: NDArray[np.int64] | None = None
+    order: NDArray[np.int64] | None = None
     """In the last one of texts: where, in the order of these batches, each text is."""
 
 
@@ -215,7 +215,7 @@ class LengthLoader(Generic[Chunk]):
             for array, indices in cut
         ]
         batches[-1].is_last = True
-        batches[-1].places = np.argsort(np.concatenate([indices for _, indices in cut]))
+        batches[-1].order = np.argsort(np.concatenate([indices for _, indices in cut]))
         return batches
 
 

@@ -162,9 +162,9 @@ def run_chunks(
                 progress.advance(len(batch.items), bad=sum(item.problem is not None for item in batch.items))
             if items and batch.is_last:
                 taken = _take_features(pending, len(items), modality.views)
-                if batch.places is not None:
-                    taken = {tap: values[batch.places] for tap, values in taken.items()}
-                    items = [items[place] for place in batch.places.tolist()]
+                if batch.order is not None:
+                    taken = {tap: values[batch.order] for tap, values in taken.items()}
+                    items = [items[place] for place in batch.order.tolist()]
                 yield (
                     batch.chunk,
                     Outcome(
