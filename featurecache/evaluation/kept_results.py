@@ -36,7 +36,7 @@ def search_new(
     measure: Measure,
     random_state: int,
     *,
-    n_jobs: int = -1,
+    n_jobs: int | None = None,
     progress: Progress | None = None,
 ) -> list[list[HeadResult]]:
     """Do what `search_all` does, but for the results that are kept already; keep those that are new.

@@ -208,7 +208,7 @@ def train_heads(
     metric: str | None = None,
     threshold: str | None = None,
     positive: str | None = None,
-    n_jobs: int = -1,
+    n_jobs: int | None = None,
     memory: int | None = None,
     random_state: int = 0,
     progress: Progress | None = None,
@@ -243,8 +243,8 @@ def train_heads(
         `featurecache.heads.thresholds`. Chosen for each head on the samples by which its setting is chosen.
     positive : str, optional
         Name of the positive class; the second of the task when left out.
-    n_jobs : int
-        As in joblib; results don't depend on it.
+    n_jobs : int, optional
+        As for `evaluate_heads`.
     memory : int, optional
         Bytes of features in memory at most, half of what is free when left out. Where there are more, they are laid
         out in a file of the cache for the time of the training, and read block by block.
