@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import starmap
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
@@ -40,6 +40,9 @@ from featurecache.heads.head import NamedHead
 from featurecache.heads.threads import one_thread
 from featurecache.progress import Progress
 from featurecache.specs import TaskKind
+
+if TYPE_CHECKING:
+    from featurecache.evaluation.kept_results import KeptResults
 
 WORTH_A_PROCESS = 500_000
 """Below this many feature values, starting a second process takes longer than fitting all heads in this one."""
@@ -133,6 +136,8 @@ class HeadsAndData(NamedTuple):
     splits: Splits
     label: str = ""
     """What tells these features from others on progress, such as " on blocks.11:cls"."""
+    kept: KeptResults | None = None
+    """Where results are taken up that are there already, and kept that are new."""
 
 
 def search_all(
@@ -164,7 +169,14 @@ def search_all(
         As `evaluate_heads`.
     """
     checked = [check_splits(request.splits, measure.check) for request in requests]
-    searches = [(number, head) for number, request in enumerate(requests) for head in request.heads]
+    results: list[dict[str, HeadResult]] = []
+    for request, splits in zip(requests, checked, strict=True):
+        recalled = [request.kept.recall(head, splits) for head in request.heads] if request.kept else []
+        results.append({result.head: result for result in recalled if result is not None})
+    if progress is not None and any(results):
+        progress.advance(sum(map(len, results)))
+    everything = [(number, head) for number, request in enumerate(requests) for head in request.heads]
+    searches = [(number, head) for number, head in everything if head.name not in results[number]]
     # One that begins last would keep the other processes waiting for it.
     searches.sort(key=lambda numbered: -numbered[1].relative_seconds)
     backend = FitBackend.active(n_jobs)
@@ -173,7 +185,6 @@ def search_all(
     workers = min(backend.count, len(searches)) if in_reach and (is_large or not backend.starts_slowly) else 1
     # A head that no signal reaches gets a process of its own even alone, so that Ctrl-C ends it.
     unreachable = in_reach and is_large and any(not head.interruptible for _, head in searches)
-    results: list[list[HeadResult]] = [[] for _ in requests]
     with watched(progress) as folder:
         arguments = (
             (head, checked[number], measure, random_state, FitSteps(folder, head.name + requests[number].label))
@@ -184,16 +195,17 @@ def search_all(
         else:
             found = backend.run(search, arguments, workers=max(workers, 1))
         for index, result in found:
-            number, _ = searches[index]
-            results[number].append(result)
+            number, head = searches[index]
+            results[number][head.name] = result
+            if kept := requests[number].kept:
+                kept.remember(head, result)
             if progress is not None:
                 progress.advance(1)
-    for number, request in enumerate(requests):
-        # Processes are not ready in the order in which they were asked, and of equals the first is kept.
-        order = [head.name for head in request.heads]
-        results[number].sort(key=lambda result: order.index(result.head))
-        results[number] = ranked(results[number], measure, lambda result: result)
-    return results
+    # In the order of the heads, not in that in which processes were ready: of equals the first is chosen.
+    ordered = [
+        [found_of[head.name] for head in request.heads] for request, found_of in zip(requests, results, strict=True)
+    ]
+    return [ranked(of_set, measure, lambda result: result) for of_set in ordered]
 
 
 def search(
