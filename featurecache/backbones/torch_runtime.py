@@ -20,7 +20,6 @@ from functools import cache
 from itertools import count
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
+from featurecache.devices import exact_float32
 from featurecache.errors import BackboneError, RequestError
 from featurecache.machine import num_cores
 from featurecache.specs import ALL_GPUS
@@ -197,8 +197,8 @@ class TorchRuntime:
         with ExitStack() as stack:
             if self._autocast is not None:
                 stack.enter_context(torch.autocast(self._device.type, dtype=self._autocast))
-            elif self._device.type == "cuda":
-                stack.enter_context(_exact_float32())
+            else:
+                stack.enter_context(exact_float32(self.device))
             yield
 
     def _named(self, outputs: Sequence[Tensor]) -> Features:
@@ -292,26 +292,6 @@ def _replicate(module: Normalized, count: int) -> list[nn.Module]:
     # Whatever somebody's own module objects with, one replica is enough to compute.
     except Exception:
         return [module]
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Keep GPUs from rounding to ten bits (TF32) what the fingerprint calls float32."""
-    cudnn: Any = torch.backends.cudnn  # its types know the older switches alone
-    # The switches of torch 2.9 alone: to read the older ones raises where a program has set both kinds.
-    switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-    # Put back afterwards: the process may train something else with it.
-    before = [switch.fp32_precision for switch in switches]
-    flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
-        yield
-    finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
-        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
 
 
 def checked_device(name: str) -> torch.device:

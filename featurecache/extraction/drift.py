@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.backbones.runtimes import Runtime
+from featurecache.devices import device_kind
 from featurecache.errors import DriftError, InputError
 from featurecache.extraction.modality import InputDigests, Modality
 from featurecache.extraction.reading import inputs_of_rows
@@ -53,9 +54,12 @@ def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
     batch_size : int
         Inputs in a forward pass.
     """
+    # Without its number: eight GPUs of one model make equal records.
+    kind, model = device_kind(device)
     return Provenance(
         runtime=runtime,
-        device=device,
+        device=kind,
+        device_model=model,
         batch_size=batch_size,
         python=platform.python_version(),
         machine=platform.machine(),
@@ -66,6 +70,20 @@ def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
 def provenance_of(runtime: Runtime) -> Provenance:
     """Return the provenance of what a runtime computes on this machine."""
     return provenance(runtime.name, runtime.device, runtime.batch_size)
+
+
+def is_same_device(stored: Provenance, device: str) -> bool:
+    """Tell whether a device is of the type and model that features were made on; earlier releases recorded no model.
+
+    Parameters
+    ----------
+    stored : Provenance
+        Of the features.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    """
+    kind, model = device_kind(device)
+    return stored.device.partition(":")[0] == kind and stored.device_model in ("", model)
 
 
 def recorded_provenance(sets: Sequence[FeatureSet]) -> Provenance | None:
@@ -85,9 +103,18 @@ def changes(stored: Provenance, runtime: Runtime) -> list[str]:
     """Say what a runtime has here that features were not made with, of those things that may change features."""
     now = provenance_of(runtime)
     # What this program, h5py and scikit-learn are makes no feature.
-    flat = [{**p.versions, "runtime": p.runtime, "device": p.device, "machine": p.machine} for p in (stored, now)]
+    flat = [
+        {**p.versions, "runtime": p.runtime, "device": _device_in_words(p), "machine": p.machine} for p in (stored, now)
+    ]
+    if is_same_device(stored, runtime.device):  # the words differ where earlier releases said less
+        flat[0]["device"] = flat[1]["device"]
     names = sorted(flat[0].keys() & flat[1].keys() - {"featurecache", "h5py", "scikit-learn"})
     return [f"{name} {flat[0][name]} -> {flat[1][name]}" for name in names if flat[0][name] != flat[1][name]]
+
+
+def _device_in_words(ran: Provenance) -> str:
+    kind = ran.device.partition(":")[0]
+    return f"{kind} ({ran.device_model})" if ran.device_model else kind
 
 
 @contextmanager

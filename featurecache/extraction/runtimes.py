@@ -9,6 +9,7 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap
 from featurecache.backbones.torch_runtime import checked_device
+from featurecache.extraction import drift
 from featurecache.specs import ExtractionSettings
 from featurecache.store.schemas import Provenance
 
@@ -65,5 +66,5 @@ class Runtimes:
             return None, None
         name = before.runtime if self.settings.runtime == "auto" else None
         # What suits one device is of no use to another.
-        same_device = before.device == str(checked_device(self.settings.device))
-        return name, before.batch_size if self.settings.batch_size is None and same_device else None
+        same = drift.is_same_device(before, str(checked_device(self.settings.device)))
+        return name, before.batch_size if self.settings.batch_size is None and same else None

@@ -195,7 +195,7 @@ def test_a_gpu_agrees_with_the_cpu() -> None:
 def test_exact_float32_holds_whatever_a_program_has_set_and_puts_it_back(program: str) -> None:
     code = """
 import sys, torch
-from featurecache.backbones.torch_runtime import _exact_float32
+from featurecache.devices import exact_float32
 program = sys.argv[1]
 if program in ("older switches", "both kinds"):
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -205,7 +205,9 @@ switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backend
 def state():
     return [switch.fp32_precision for switch in switches] + [torch.backends.cudnn.deterministic]
 before = state()
-with _exact_float32():
+with exact_float32("cpu"):
+    assert state() == before, state()
+with exact_float32("cuda:1"):
     assert state() == ["ieee", "ieee", "ieee", True], state()
 assert state() == before, (before, state())
 """
