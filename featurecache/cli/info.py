@@ -157,7 +157,8 @@ def _print_provenance(item: dict[str, Any]) -> None:
     if views := item["views"]:
         print_line(f"  views: {_views_in_words(views)}")
     print_line(
-        f"  ran on {ran['runtime']}/{ran['device']}{model}, torch {ran['versions'].get('torch')}, {item['shards']} shards"
+        f"  ran on {ran['runtime']}/{ran['device']}{model}, torch {ran['versions'].get('torch')}, "
+        f"{item['shards']} shards"
     )
     if error := item["precision"]:
         print_line(
