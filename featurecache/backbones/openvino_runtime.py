@@ -37,6 +37,7 @@ class OpenVinoRuntime:
     name = "openvino"
     device = "cpu"
     precision = "float32"
+    norms_folded = False
     trial: Mapping[str, float] = {}
 
     def __init__(self, module: Normalized, example: np.ndarray) -> None:

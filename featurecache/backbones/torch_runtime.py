@@ -60,6 +60,8 @@ class TorchRuntime:
         Inputs in a batch; by default 4 on a CPU, and on a GPU the number that a short trial finds.
     num_batches : int, optional
         How many there will be, if there are few: then each gets several cores.
+    norms_folded : bool
+        What was done to the backbone, for the record.
     """
 
     name = "torch"
@@ -72,7 +74,9 @@ class TorchRuntime:
         device: str = "cpu",
         batch_size: int | None = None,
         num_batches: int | None = None,
+        norms_folded: bool = False,
     ) -> None:
+        self.norms_folded = norms_folded
         self._device = checked_device(device)
         self.device = str(self._device)
         self.trial: Mapping[str, float] = {}

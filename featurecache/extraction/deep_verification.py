@@ -158,6 +158,7 @@ def _compute(
         batch_size=ran.batch_size if same_device else None,
         num_inputs=len(rows),
         remembered=ran.runtime,
+        norms_folded=ran.norms_folded if ran.runtime == "torch" else None,
     )
     progress.start("computing again", len(rows))
     outcomes = []

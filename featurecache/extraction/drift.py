@@ -44,7 +44,7 @@ def tolerance(dtype: str, precision: str) -> float:
     return max(TOLERANCE[dtype], _ROUNDING[precision])
 
 
-def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
+def provenance(runtime: str, device: str, batch_size: int, *, norms_folded: bool = False) -> Provenance:
     """Return what ran, for the record: no times and no names of machines, so that equal work gives equal records.
 
     Parameters
@@ -53,6 +53,8 @@ def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
         Name of the runtime, and where it computes.
     batch_size : int
         Inputs in a forward pass.
+    norms_folded : bool
+        Batch norms are part of the convolutions before them.
     """
     # Without its number: eight GPUs of one model make equal records.
     kind, model = device_kind(device)
@@ -64,12 +66,13 @@ def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
         python=platform.python_version(),
         machine=platform.machine(),
         versions=installed_versions(),
+        norms_folded=norms_folded,
     )
 
 
 def provenance_of(runtime: Runtime) -> Provenance:
     """Return the provenance of what a runtime computes on this machine."""
-    return provenance(runtime.name, runtime.device, runtime.batch_size)
+    return provenance(runtime.name, runtime.device, runtime.batch_size, norms_folded=runtime.norms_folded)
 
 
 def is_same_device(stored: Provenance, device: str) -> bool:
@@ -108,6 +111,9 @@ def changes(stored: Provenance, runtime: Runtime) -> list[str]:
     ]
     if is_same_device(stored, runtime.device):  # the words differ where earlier releases said less
         flat[0]["device"] = flat[1]["device"]
+    if stored.norms_folded is not None:
+        for words, ran in zip(flat, (stored, now), strict=True):
+            words["batch norms"] = "folded" if ran.norms_folded else "not folded"
     names = sorted(flat[0].keys() & flat[1].keys() - {"featurecache", "h5py", "scikit-learn"})
     return [f"{name} {flat[0][name]} -> {flat[1][name]}" for name in names if flat[0][name] != flat[1][name]]
 

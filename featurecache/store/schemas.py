@@ -72,6 +72,8 @@ class Provenance(Struct, omit_defaults=True):
         Of libraries.
     device_model : str
         Of a GPU; empty where the type says all, and in earlier releases.
+    norms_folded : bool or None
+        Batch norms were part of the convolutions before them; None in earlier releases.
     """
 
     runtime: Text
@@ -81,6 +83,7 @@ class Provenance(Struct, omit_defaults=True):
     versions: dict[Text, Text]
     python: Text = ""
     device_model: Text = ""
+    norms_folded: bool | None = None
 
 
 class Precision(Struct, frozen=True, omit_defaults=True):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from torch import nn
 
 from featurecache.backbones import torch_runtime
 from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.registry import load_backbone
-from featurecache.backbones.runtimes import ComparedRuntime, disagreement, open_runtime
+from featurecache.backbones.runtimes import ComparedRuntime, _folded, disagreement, open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, _replicate
 from featurecache.code_notice import LOGGER
@@ -133,6 +134,36 @@ def test_norms_are_folded_where_the_network_bears_it(name: str, folds: bool, cap
     folded, count = fold_batch_norms(backbone, {"body.0"})
     assert count == (name == "used_twice")  # the others' only convolution is tapped, and keeps its output
     assert folded.identity == backbone.identity
+
+
+def test_folding_is_compared_as_the_features_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's convolutions round to ten bits by default, which would hide that norms can be folded; here emulated."""
+    real = nn.functional.conv2d
+
+    def convolve(images: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        if torch.backends.cudnn.conv.fp32_precision != "ieee":
+            images, weight = ((t.view(torch.int32) & ~0x1FFF).view(torch.float32) for t in (images, weight))
+        return real(images, weight, *others)
+
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "deep"))
+    taps = resolve_taps(backbone, ["default"])
+    monkeypatch.setattr(nn.functional, "conv2d", convolve)
+    assert _folded(backbone, taps, "cpu") is None  # TF32 alone: beyond the tolerance
+    assert _folded(backbone, taps, "cuda") is not None
+
+
+def test_a_runtime_tells_whether_norms_are_folded() -> None:
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "small"))
+    taps = resolve_taps(backbone, ["default"])
+    assert open_runtime(backbone, taps, runtime="torch").norms_folded
+    assert not open_runtime(backbone, taps, runtime="torch", norms_folded=False).norms_folded
+    assert open_runtime(backbone, taps, runtime="torch", num_inputs=1, norms_folded=True).norms_folded
+    spoilt = open_runtime(backbone, taps, runtime="torch")
+    assert isinstance(spoilt, ComparedRuntime)
+    with torch.no_grad():
+        spoilt._active._module.tapped.network.body[0].bias += 1  # type: ignore[attr-defined]
+    list(spoilt.map(some_batches(2)))
+    assert not spoilt.norms_folded
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 3e-2), ("float16", 5e-3)])

@@ -29,8 +29,8 @@ def ran_on(device: str, **others: Any) -> Provenance:
     return msgspec.structs.replace(drift.provenance("torch", device, 64), **others)
 
 
-def on(device: str) -> Any:
-    return SimpleNamespace(name="torch", device=device, batch_size=64)
+def on(device: str, *, norms_folded: bool = False) -> Any:
+    return SimpleNamespace(name="torch", device=device, batch_size=64, norms_folded=norms_folded)
 
 
 def test_gpus_of_one_model_make_equal_records() -> None:
@@ -48,7 +48,7 @@ def test_another_number_is_no_change_and_another_model_is(before: str, now: str,
     stored = ran_on(before)
     assert bool(drift.changes(stored, on(now))) is is_change
     found = Runtimes(Any, {}, ExtractionSettings(device=now), stored)._agreed()  # type: ignore[arg-type]
-    assert found == ("torch", None if is_change else 64)
+    assert found == ("torch", None if is_change else 64, False)
 
 
 def test_the_models_are_named_where_they_differ() -> None:
@@ -63,4 +63,15 @@ def test_a_record_without_a_model_is_read_and_is_no_change() -> None:
     assert drift.changes(stored, on("cuda:2")) == []
     assert drift.changes(stored, on("cpu")) == ["device cuda -> cpu"]
     settings = replace(ExtractionSettings(), device="cuda:1")
-    assert Runtimes(Any, {}, settings, stored)._agreed() == ("torch", 64)  # type: ignore[arg-type]
+    assert Runtimes(Any, {}, settings, stored)._agreed() == ("torch", 64, False)  # type: ignore[arg-type]
+
+
+def test_folded_norms_are_recorded_and_kept() -> None:
+    stored = ran_on("cpu", norms_folded=True)
+    assert drift.changes(stored, on("cpu")) == ["batch norms folded -> not folded"]
+    assert drift.changes(stored, on("cpu", norms_folded=True)) == []
+    assert Runtimes(Any, {}, ExtractionSettings(device="cpu"), stored)._agreed()[2] is True  # type: ignore[arg-type]
+    # OpenVINO's own record, and that of an earlier release, say nothing of it.
+    for silent in (msgspec.structs.replace(stored, norms_folded=None), ran_on("cpu", runtime="openvino")):
+        assert Runtimes(Any, {}, ExtractionSettings(device="cpu"), silent)._agreed()[2] is None  # type: ignore[arg-type]
+    assert not [c for c in drift.changes(msgspec.structs.replace(stored, norms_folded=None), on("cpu")) if "norm" in c]
