@@ -46,14 +46,16 @@ class Runtime(Protocol):
     """``torch`` or ``openvino``: what computes the features from here on."""
     device: str
     """Where it computes."""
-    batch_size: int
-    """Inputs in each batch that it takes."""
     precision: str
     """Arithmetic of the forward pass."""
     norms_folded: bool
     """Batch norms are part of the convolutions before them."""
     trial: Mapping[str, float]
     """Inputs per second of each runtime that was tried before this one was chosen; empty if none was."""
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in each batch that it takes; fewer once a batch has not fitted the memory."""
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """Turn batches of one shape, uint8 (B, H, W, 3) or int32 (B, T), into {tap name: float32 (B, ...)}.
@@ -182,10 +184,14 @@ class ComparedRuntime:
         self._use(fast)
 
     def _use(self, runtime: Runtime) -> None:
-        """Take what people see of a runtime from this one; it changes with the first batch of a run only."""
+        """Take what people see of a runtime from this one."""
         self._active, self.name, self.device = runtime, runtime.name, runtime.device
-        self.batch_size, self.precision = runtime.batch_size, runtime.precision
-        self.norms_folded = runtime.norms_folded
+        self.precision, self.norms_folded = runtime.precision, runtime.norms_folded
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in each batch; fewer once a batch has not fitted the memory."""
+        return self._active.batch_size
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from queue import SimpleQueue
 from time import perf_counter
@@ -91,7 +91,12 @@ class TorchRuntime:
         self._streams: _Streams | None = None
         if batch_size is None and self._device.type != "cpu":
             batch_size = self._try_batch_sizes(self._kind.shape(backbone.preprocess))
-        self.batch_size = batch_size or CPU_BATCH_SIZE
+        self._batch_size = batch_size or CPU_BATCH_SIZE
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in a forward pass: in each batch, or as many of them as have shown to fit the memory."""
+        return min(self._batch_size, self._most_at_once or self._batch_size)
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
@@ -142,7 +147,7 @@ class TorchRuntime:
         replica = idle.get()
         try:
             with torch.inference_mode(), self._arithmetic():
-                outputs = self._forward(replica, torch.from_numpy(batch))
+                outputs = self._forward(replica, batch, torch.from_numpy)
             return self._named(outputs)
         finally:
             idle.put(replica)
@@ -162,26 +167,36 @@ class TorchRuntime:
         """Copy a batch while the one before is computed, and start its pass and the way back; nothing is waited for."""
         with torch.inference_mode(), self._arithmetic():
             if copying is None:
-                return _OnDevice(self._forward(self._module, torch.from_numpy(batch).to(self._device)), None)
-            # Only from pinned memory does a copy overlap with the computation.
-            pinned = torch.from_numpy(batch).pin_memory()
-            with torch.cuda.stream(copying):
-                inputs = pinned.to(self._device, non_blocking=True)
-            torch.cuda.current_stream(self._device).wait_stream(copying)
-            # Made on another stream: without this its memory could be given away while the pass still reads it.
-            inputs.record_stream(torch.cuda.current_stream(self._device))
-            outputs = [o.to("cpu", non_blocking=True) for o in self._forward(self._module, inputs)]
+                return _OnDevice(self._forward(self._module, batch, self._copied), None)
+            pinned: list[Tensor] = []
+            outputs = self._forward(self._module, batch, partial(self._copied_beside, stream=copying, pinned=pinned))
+            outputs = [output.to("cpu", non_blocking=True) for output in outputs]
             done = torch.cuda.Event()
             done.record(torch.cuda.current_stream(self._device))
             return _OnDevice(outputs, done, pinned)
 
-    def _forward(self, module: nn.Module, inputs: Tensor) -> Sequence[Tensor]:
-        """Run a batch, in chunks once it has shown to be too large for the memory."""
+    def _copied(self, inputs: np.ndarray) -> Tensor:
+        return torch.from_numpy(inputs).to(self._device)
+
+    def _copied_beside(self, inputs: np.ndarray, *, stream: torch.cuda.Stream, pinned: list[Tensor]) -> Tensor:
+        """Copy to the device on a stream of its own, from memory that is added to ``pinned``."""
+        # Only from pinned memory does a copy overlap with the computation.
+        pinned.append(torch.from_numpy(inputs).pin_memory())
+        with torch.cuda.stream(stream):
+            copied = pinned[-1].to(self._device, non_blocking=True)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        # Made on another stream: without this its memory could be given away while the pass still reads it.
+        copied.record_stream(torch.cuda.current_stream(self._device))
+        return copied
+
+    def _forward(self, module: nn.Module, batch: np.ndarray, copied: Callable[[np.ndarray], Tensor]) -> list[Tensor]:
+        """Copy and run a batch, in chunks once it has shown to be too large for the memory."""
         while True:
-            size = min(self._most_at_once or len(inputs), len(inputs))
+            size = min(self._most_at_once or len(batch), len(batch))
             try:
-                chunks = [module(inputs[start : start + size]) for start in range(0, len(inputs), size)]
-                return chunks[0] if len(chunks) == 1 else [torch.cat(outputs) for outputs in zip(*chunks, strict=True)]
+                # A copy is as likely to find the memory full as the pass after it.
+                chunks = [module(copied(batch[start : start + size])) for start in range(0, len(batch), size)]
+                return [torch.cat(o) if len(o) > 1 else o[0] for o in zip(*chunks, strict=True)]
             except (RuntimeError, MemoryError) as error:
                 is_lack_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
                 if not is_lack_of_memory and not any(sign in str(error) for sign in _SIGNS_OF_LACK_OF_MEMORY):
@@ -192,7 +207,7 @@ class TorchRuntime:
                         f"{self._kind.noun[:-1]}; use a smaller network or crop, or another device"
                     ) from error
             # Outside the handler, which keeps what the failed pass had allocated alive.
-            self._most_at_once = size // 2
+            self._most_at_once = min(self._most_at_once or size, size // 2)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -246,7 +261,7 @@ class _OnDevice:
 
     outputs: Sequence[Tensor]
     done: torch.cuda.Event | None
-    pinned: Tensor | None = None
+    pinned: Sequence[Tensor] = ()
     """The inputs, held until they have been copied."""
 
     def fetch(self) -> list[Tensor]:

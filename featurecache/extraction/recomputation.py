@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -135,7 +136,7 @@ def _recompute(
     (tap,) = resolve_taps(backbone, [feature_set.tap])
     # The same batch size and runtime, and one shard for all rows, so that equal work gives equal bytes.
     same_device = drift.is_same_device(ran, str(checked_device(inputs.settings.device)))
-    same = {
+    same: dict[str, Any] = {
         "batch_size": ran.batch_size if same_device else None,
         "runtime": ran.runtime,
         "shard_rows": max(len(shards.rows), 1),

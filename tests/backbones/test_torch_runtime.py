@@ -22,6 +22,7 @@ from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, _replicate
 from featurecache.code_notice import LOGGER
 from featurecache.errors import BackboneError, RequestError
+from featurecache.extraction import drift
 from featurecache.specs import BackboneRequest
 
 NETWORKS = "python:tests.backbones.networks:"
@@ -101,6 +102,34 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_until_it_does(path: str,
     runtime, batches = limited(2, error), some_batches(5, size=7)
     assert equal(list(getattr(runtime, path)(batches)), list(opened("limited").map(batches)))
     assert runtime._most_at_once == 1
+
+
+@pytest.mark.parametrize("where", ["copy", "pass"])
+def test_the_record_tells_the_size_of_the_batches_that_fitted(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is the copy to a GPU that finds the memory full; the CPU stands in for it."""
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "limited"))
+    taps = resolve_taps(backbone, ["default"])
+    batches = some_batches(3, size=8)
+    expected = list(TorchRuntime(backbone, taps).map(batches))
+    runtime = open_runtime(backbone, taps, runtime="torch", batch_size=8)
+    assert isinstance(runtime, ComparedRuntime)
+    real = TorchRuntime._copied
+
+    def copied(runtime: TorchRuntime, inputs: np.ndarray) -> torch.Tensor:
+        if where == "copy" and len(inputs) > 2:
+            raise NO_MEMORY[0]
+        return real(runtime, inputs)
+
+    monkeypatch.setattr(TorchRuntime, "_copied", copied)
+    for torch_runtime_ in (runtime._active, runtime._reference):
+        monkeypatch.setattr(torch_runtime_, "map", torch_runtime_._map_on_device)  # type: ignore[attr-defined]
+        if where == "pass":
+            network = torch_runtime_._module.tapped.network  # type: ignore[attr-defined]
+            network.most, network.error = 2, NO_MEMORY[0]
+    assert drift.provenance_of(runtime).batch_size == 8
+    assert equal(list(runtime.map(batches)), expected)
+    assert drift.provenance_of(runtime).batch_size == 2
+    assert runtime.norms_folded  # lack of memory is no reason to give the folded network up
 
 
 @pytest.mark.parametrize("path", ["_map_on_cores", "_map_on_device"])
