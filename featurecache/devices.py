@@ -1,10 +1,15 @@
-"""GPUs, as far as backbones and heads both ask about them: which model, and how exactly they compute."""
+"""GPUs, as far as backbones and heads both ask about them: which model, how much memory, how exactly they compute."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 
 
 def device_kind(device: str) -> tuple[str, str]:
@@ -23,6 +28,38 @@ def device_kind(device: str) -> tuple[str, str]:
     import torch
 
     return kind, torch.cuda.get_device_name(device)
+
+
+def free_device_memory(device: str) -> int | None:
+    """Return how many bytes of a CUDA GPU's memory this process may still take; None for other devices.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    """
+    if device.partition(":")[0] != "cuda":
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch has taken from the device and lends to no tensor just now is as good as free.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def copied_to(tensor: Tensor, device: str) -> Tensor:
+    """Return a tensor of the CPU on a device.
+
+    Parameters
+    ----------
+    tensor : Tensor
+    device : str
+        To a CUDA GPU it is copied while other things are computed, for which it has to be in pinned memory.
+    """
+    if device.partition(":")[0] != "cuda":
+        return tensor.to(device)
+    # torch itself keeps pinned memory from reuse until the copy is done.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager
@@ -54,3 +91,21 @@ def exact_float32(device: str) -> Iterator[None]:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
+
+
+def in_exact_float32(steps: Iterator[T], device: str) -> Iterator[T]:
+    """Yield what an iterator makes, each item in `exact_float32`; who takes the items computes as before.
+
+    Parameters
+    ----------
+    steps : iterator
+    device : str
+        Where they compute.
+    """
+    while True:
+        with exact_float32(device):
+            try:
+                item = next(steps)
+            except StopIteration:
+                return
+        yield item
