@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
+from featurecache.backbones.casting import cast_once, has_own_methods
+from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
@@ -40,6 +42,7 @@ CPU_BATCH_SIZE = 4
 _GPU_BATCHES_AHEAD = 2
 _GPU_BATCH_SIZES, _WORTH_DOUBLING, _TRIAL_BATCHES = (32, 64, 128, 256, 512), 1.05, 6
 _TRIAL_SECONDS = 0.5
+_TOO_FEW_TO_CAST = 8
 # In messages of plain RuntimeErrors: torch's allocator for the CPU and cuBLAS have no class of their own for it.
 _SIGNS_OF_LACK_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
@@ -86,6 +89,9 @@ class TorchRuntime:
         # The permuted uint8 images are channels-last already; weights in the same layout save the conversions.
         self._module = Normalized(TappedBackbone(backbone, taps), backbone.preprocess).to(self._device)
         self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Comparing takes as long as a batch or so.
+        if self._autocast is not None and (num_batches is None or num_batches > _TOO_FEW_TO_CAST):
+            self._module = cast_once(self._module, self._device.type, self._autocast, example_inputs(backbone))
         self._most_at_once: int | None = None
         self._num_batches = num_batches
         self._streams: _Streams | None = None
@@ -304,7 +310,7 @@ def _replicate(module: Normalized, count: int) -> list[nn.Module]:
     A module that cannot be copied stays alone; so does one with hooks or methods of its own, which may be closures over
     the original.
     """
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()):
+    if has_own_methods(module):
         return [module]
     try:
         return [module, *(copy_sharing_tensors(module) for _ in range(count - 1))]

@@ -70,6 +70,14 @@ class Deep(nn.Module):
         return self.head(self.body(images_BCHW).mean((2, 3)))
 
 
+class Standardised(nn.Conv2d):
+    """Uses its weight itself before it convolves."""
+
+    def forward(self, images_BCHW):
+        weight = self.weight.float() - self.weight.float().mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(images_BCHW, weight, self.bias, self.stride)
+
+
 class UsedTwice(nn.Module):
     """What its convolution gives goes into a norm and past it."""
 
@@ -193,6 +201,14 @@ def small():
 def deep():
     torch.manual_seed(0)
     return Deep()
+
+
+@_quick
+def standardised():
+    torch.manual_seed(0)
+    network = Small()
+    network.body[0] = Standardised(3, 8, 3, stride=4)
+    return network
 
 
 @_quick

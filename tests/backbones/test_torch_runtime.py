@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from featurecache.backbones import torch_runtime
 from featurecache.backbones.folding import fold_batch_norms
@@ -205,6 +206,36 @@ def test_fewer_digits_are_another_fingerprint_and_nearly_the_same_numbers(precis
         assert rounded[tap].dtype == np.float32
         error = np.abs(rounded[tap] - values).max() / np.abs(values).max()
         assert 0 < error < tolerance
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a weight of some shape is cast."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default and tuple(args[0].shape) == self.shape
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "casts"), [("deep", 0), ("standardised", 1)])
+def test_weights_are_cast_once_where_that_changes_no_bit(name: str, casts: int) -> None:
+    """Autocast casts the weights of a frozen network in every pass; a layer may use its own in other ways, too."""
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + name, precision="bfloat16"))
+    taps, (batch,) = resolve_taps(backbone, ["default", "body.0:none"]), some_batches(1)
+    plain, once = TorchRuntime(backbone, taps, num_batches=1), TorchRuntime(backbone, taps)
+    for tap, values in next(plain.map([batch])).items():
+        assert np.array_equal(next(once.map([batch]))[tap], values)
+    layers = [runtime._module.tapped.network.body[0] for runtime in (plain, once)]
+    assert [layer.weight.dtype for layer in layers] == [torch.float32, torch.float32 if casts else torch.bfloat16]
+    # Without gradients, not in inference mode, which hides casts from the counter.
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Casts(tuple(layers[0].weight.shape)) as counter:
+        for _ in range(3):
+            once._module(torch.from_numpy(batch))
+    assert counter.count == 3 * casts
+    assert all(p.dtype == torch.float32 for p in backbone.module.parameters())
 
 
 def test_openvino_computes_in_float32_only() -> None:
