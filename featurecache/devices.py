@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,12 +62,34 @@ def copied_to(tensor: Tensor, device: str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-@contextmanager
-def exact_float32(device: str) -> Iterator[None]:
-    """Keep CUDA GPUs from rounding to ten bits (TF32) what is called float32; nothing is done for other devices.
+def has_tf32(device: str) -> bool:
+    """Tell whether a device is a CUDA GPU that multiplies in TF32: those of compute capability 8.0 and later."""
+    if device.partition(":")[0] != "cuda":
+        return False
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def exact_float32(device: str) -> AbstractContextManager[None]:
+    """Keep a CUDA GPU from rounding to ten bits (TF32) what is called float32; see `float32_as`.
 
     Parameters
     ----------
+    device : str
+        Where the block computes.
+    """
+    return float32_as("ieee", device)
+
+
+@contextmanager
+def float32_as(precision: Literal["ieee", "tf32"], device: str) -> Iterator[None]:
+    """Let a CUDA GPU multiply float32 numbers exactly, or rounded to ten bits; nothing is done for other devices.
+
+    Parameters
+    ----------
+    precision : str
+        As torch's switches call it.
     device : str
         Where the block computes.
     """
@@ -84,12 +106,12 @@ def exact_float32(device: str) -> Iterator[None]:
     flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     try:
         for switch in switches:
-            switch.fp32_precision = "ieee"
+            switch.fp32_precision = precision
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
         yield
     finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
+        for switch, earlier in zip(switches, before, strict=True):
+            switch.fp32_precision = earlier
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
 
 

@@ -31,7 +31,7 @@ from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
-from featurecache.devices import exact_float32
+from featurecache.devices import float32_as, has_tf32
 from featurecache.errors import BackboneError, RequestError
 from featurecache.machine import num_cores
 from featurecache.specs import ALL_GPUS
@@ -46,7 +46,7 @@ _TOO_FEW_TO_CAST = 8
 # In messages of plain RuntimeErrors: torch's allocator for the CPU and cuBLAS have no class of their own for it.
 _SIGNS_OF_LACK_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Arithmetic of the forward pass, and what autocast is told."""
 
 
@@ -86,6 +86,11 @@ class TorchRuntime:
         self._names, self._kind = [tap.name for tap in taps], input_kind_of(backbone.preprocess)
         self.precision = backbone.identity.precision
         self._autocast = PRECISIONS[self.precision]
+        if self.precision == "tf32" and not has_tf32(self.device):
+            raise RequestError(
+                f"precision tf32 is for CUDA GPUs of compute capability 8.0 or more (A100 and later), and device "
+                f"{self.device!r} is none; use --precision float32"
+            )
         # The permuted uint8 images are channels-last already; weights in the same layout save the conversions.
         self._module = Normalized(TappedBackbone(backbone, taps), backbone.preprocess).to(self._device)
         self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -223,7 +228,7 @@ class TorchRuntime:
             if self._autocast is not None:
                 stack.enter_context(torch.autocast(self._device.type, dtype=self._autocast))
             else:
-                stack.enter_context(exact_float32(self.device))
+                stack.enter_context(float32_as("tf32" if self.precision == "tf32" else "ieee", self.device))
             yield
 
     def _named(self, outputs: Sequence[Tensor]) -> Features:

@@ -250,8 +250,30 @@ def test_openvino_computes_in_float32_only() -> None:
 def test_precision_and_batch_size_of_a_runtime() -> None:
     assert (opened().precision, opened().batch_size) == ("float32", CPU_BATCH_SIZE)
     assert (opened(precision="bfloat16").precision, opened(batch_size=3).batch_size) == ("bfloat16", 3)
-    with pytest.raises(RequestError, match="unknown precision 'float8'; known: float32, bfloat16, float16"):
+    with pytest.raises(RequestError, match="unknown precision 'float8'; known: float32, tf32, bfloat16, float16"):
         BackboneRequest(name="a", precision="float8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tf32_is_refused_where_nothing_computes_in_it(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_runtime, "checked_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(RequestError, match=f"tf32 is for CUDA GPUs .* device '{device}' is none; use --precision floa"):
+        opened(precision="tf32", device=device)
+
+
+def test_tf32_is_a_fingerprint_and_an_arithmetic_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_runtime, "has_tf32", lambda device: True)
+    runtimes = {precision: opened(precision=precision) for precision in ("float32", "tf32")}
+    found = {}
+    for precision, runtime in runtimes.items():
+        runtime.device = "cuda"  # for the switches alone
+        with runtime._arithmetic():
+            found[precision] = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    assert found == {"float32": ("ieee", "ieee"), "tf32": ("tf32", "tf32")}
+    requests = [BackboneRequest(name=NETWORKS + "small", precision=p) for p in ("float32", "tf32")]
+    fingerprints = [load_backbone(request).identity.fingerprint for request in requests]
+    assert fingerprints[0] != fingerprints[1]
 
 
 @pytest.mark.parametrize(
