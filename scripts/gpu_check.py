@@ -176,13 +176,14 @@ def lack_of_memory(machine: Machine) -> Iterator[Outcome]:
         return
     network = next((name for name in machine.networks if "resnet" in name), machine.networks[0])
     _, expected = machine.extract("cpu", network, device="cpu", batch_size=16)
-    total = torch.cuda.get_device_properties(machine.device).total_memory
+    index = torch.device(machine.device).index or 0  # the limit takes no name without a number
+    total = torch.cuda.get_device_properties(index).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1.5 * GIGABYTE / total, machine.device)
+    torch.cuda.set_per_process_memory_fraction(1.5 * GIGABYTE / total, index)
     try:
         report, found = machine.extract("full", network, batch_size=512)
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, machine.device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
         torch.cuda.empty_cache()
     difference = differing(found, expected)
     yield Outcome(f"{network}: batches of 512 in 1.5 GB", f"{difference:.1e}", difference < GPU_FROM_CPU)
