@@ -39,6 +39,7 @@ class OpenVinoRuntime:
     name = "openvino"
     device = "cpu"
     precision = "float32"
+    norms_folded = False
     trial: Mapping[str, float] = {}
 
     def __init__(self, module: Normalized, example: np.ndarray, lengths: tuple[int, ...] = ()) -> None:

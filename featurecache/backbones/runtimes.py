@@ -23,6 +23,7 @@ from featurecache.backbones.lengths import full_length, lengths_for
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, checked_device, measured_rate
+from featurecache.devices import exact_float32
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
 from featurecache.machine import num_cores
 
@@ -49,14 +50,18 @@ class Runtime(Protocol):
     """``torch`` or ``openvino``: what computes the features from here on."""
     device: str
     """Where it computes."""
-    batch_size: int
-    """Inputs in each batch that it takes."""
     precision: str
     """Arithmetic of the forward pass."""
     lengths: tuple[int, ...]
     """Tokens to which texts may be padded, ascending, the preprocess's greatest last; of images none."""
+    norms_folded: bool
+    """Batch norms are part of the convolutions before them."""
     trial: Mapping[str, float]
     """Inputs per second of each runtime that was tried before this one was chosen; empty if none was."""
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in each batch that it takes; fewer once a batch has not fitted the memory."""
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """Turn batches of one shape, uint8 (B, H, W, 3) or int32 (B, T), into {tap name: float32 (B, ...)}.
@@ -82,6 +87,7 @@ def open_runtime(
     remembered: str | None = None,
     num_inputs: int | None = None,
     lengths: Sequence[int] | None = None,
+    norms_folded: bool | None = None,
 ) -> Runtime:
     """Prepare a backbone for execution.
 
@@ -103,6 +109,9 @@ def open_runtime(
         runtime, or folding batch norms, takes longer than it saves.
     lengths
         Of texts, the padded lengths that made the earlier features of a cache.
+    norms_folded
+        Whether torch is to fold batch norms, as it did for the earlier features of a cache; by default where that
+        saves time. A network that does not bear it is left as it is.
     """
     device = _device_for(runtime, device)
     on_cpu = checked_device(device).type == "cpu"
@@ -122,9 +131,10 @@ def open_runtime(
     torch_runtime: Runtime = reference
     # Folding norms and comparing what comes of it takes as long as twenty inputs, and saves a fifth of each. What was
     # made with them folded goes on so.
-    is_worth_folding = remembered is not None or (num_batches or _TOO_FEW_TO_PREPARE) >= _TOO_FEW_TO_PREPARE
-    if is_worth_folding and (folded := _folded(backbone, taps)) is not None:
-        quick = in_torch(folded, batch_size=reference.batch_size)
+    if norms_folded is None:
+        norms_folded = remembered is not None or (num_batches or _TOO_FEW_TO_PREPARE) >= _TOO_FEW_TO_PREPARE
+    if norms_folded and (folded := _folded(backbone, taps, reference.device)) is not None:
+        quick = in_torch(folded, batch_size=reference.batch_size, norms_folded=True)
         torch_runtime = ComparedRuntime(quick, reference, what="torch with folded batch norms")
     if chosen == "torch":
         return torch_runtime
@@ -187,9 +197,14 @@ class ComparedRuntime:
         self._use(fast)
 
     def _use(self, runtime: Runtime) -> None:
-        """Take what people see of a runtime from this one; it changes with the first batch of a shape only."""
+        """Take what people see of a runtime from this one."""
         self._active, self.name, self.device = runtime, runtime.name, runtime.device
-        self.batch_size, self.precision, self.lengths = runtime.batch_size, runtime.precision, runtime.lengths
+        self.precision, self.norms_folded, self.lengths = runtime.precision, runtime.norms_folded, runtime.lengths
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in each batch; fewer once a batch has not fitted the memory."""
+        return self._active.batch_size
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
@@ -271,7 +286,7 @@ def disagreement(features: Features, expected: Features) -> str | None:
     return None
 
 
-def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
+def _folded(backbone: Backbone, taps: Sequence[Tap], device: str) -> Backbone | None:
     """Return the backbone with its batch norms folded, where there are any and its taps bear it.
 
     Not in half precision: folded weights span a wider range, and rounding them moves features by percents.
@@ -283,7 +298,8 @@ def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
         if not num_folded:
             return None
         inputs = example_inputs(backbone)
-        with torch.inference_mode():
+        # As the runtime computes: in TF32, which convolutions have by default, EfficientNet-Lite0 differs by 4.5e-3.
+        with torch.inference_mode(), exact_float32(device):
             found, expected = (
                 {name: values.cpu().numpy() for name, values in TappedBackbone(candidate, taps)(inputs).items()}
                 for candidate in (folded, backbone)
@@ -292,7 +308,10 @@ def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
     except Exception as error:
         _log.info("%s: batch norms are not folded (%s)", backbone.name, first_line(error))
         return None
-    return folded if disagreement(found, expected) is None else None
+    if (problem := disagreement(found, expected)) is not None:
+        _log.info("%s: batch norms are not folded (%s)", backbone.name, problem)
+        return None
+    return folded
 
 
 def _choose(device: str, remembered: str | None) -> str:

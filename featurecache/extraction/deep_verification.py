@@ -151,15 +151,17 @@ def _compute(
     assert ran is not None
     modality = modality_of(backbone.preprocess, backbone.tokenizer, group[0].identity.views)
     # Of the batch size that made the features: another one takes other kernels, which round otherwise.
+    same_device = drift.is_same_device(ran, str(checked_device(inputs.settings.device)))
     runtime = open_runtime(
         backbone,
         taps,
         device=inputs.settings.device,
-        batch_size=ran.batch_size if ran.device == str(checked_device(inputs.settings.device)) else None,
+        batch_size=ran.batch_size if same_device else None,
         num_inputs=len(rows),
         remembered=ran.runtime,
         # Earlier releases padded each text to the most tokens.
         lengths=ran.lengths or full_length(backbone),
+        norms_folded=ran.norms_folded if ran.runtime == "torch" else None,
     )
     progress.start("computing again", len(rows))
     outcomes = []

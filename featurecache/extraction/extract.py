@@ -178,7 +178,8 @@ def make_request(
     init, seed : str, int
         ``"random"``: the same architecture before any training, drawn from a seed.
     precision : str
-        Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` or ``float16``; part of the fingerprint.
+        Arithmetic of the forward pass: ``float32``, or on GPUs ``tf32``, ``bfloat16`` or ``float16``; part of the
+        fingerprint.
     """
     if not isinstance(backbone, str):
         backbone = name_module(backbone)
