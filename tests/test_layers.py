@@ -28,6 +28,7 @@ FLOORS = {
     "records": 1,
     "versions": 1,
     "machine": 1,
+    "spill": 1,
     "tables": 1,
     "table_output": 1,
     "display": 1,

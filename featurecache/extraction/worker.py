@@ -37,6 +37,7 @@ from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
+from featurecache.spill import Spill
 from featurecache.store.bad_inputs import TRANSIENT
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.leases import Leases
@@ -80,6 +81,8 @@ class Worker:
         What computes, and the tap of each set.
     settings : ExtractionSettings
     progress : Progress
+    kept : Spill, optional
+        Bytes that the scan of the source has kept.
     """
 
     store: FeatureStore
@@ -90,6 +93,7 @@ class Worker:
     taps: Mapping[str, Tap]
     settings: ExtractionSettings
     progress: Progress
+    kept: Spill | None = None
     meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
     _open: list[OpenShard] = field(default_factory=list)
     _last_remark: float = field(default_factory=perf_counter)
@@ -242,7 +246,7 @@ class Worker:
                     done.leased = True
                     continue
                 # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.
-                inputs = inputs_of_rows(self.source, self.listing, self.store.samples, shard.rows)
+                inputs = inputs_of_rows(self.source, self.listing, self.store.samples, shard.rows, kept=self.kept)
                 taken = OpenShard(taps, shard.rows, inputs, lease.pop_all())
                 self._open.append(taken)
             yield taken
