@@ -89,11 +89,13 @@ class Spill:
         try:
             if self._file is None:
                 # Without a name from the start: even a process that is killed leaves nothing behind.
-                self._file = tempfile.TemporaryFile(prefix="featurecache-")  # noqa: SIM115 - closed by `close`
+                # Without a buffer: what a full disk did not take must not be tried again at each step after it.
+                self._file = tempfile.TemporaryFile(prefix="featurecache-", buffering=0)  # noqa: SIM115 - see `close`
             self._file.seek(self._file_end)
-            self._file.write(data)
-            self._file.flush()
+            is_whole = self._file.write(data) == len(data)
         except OSError:
+            is_whole = False
+        if not is_whole:
             self._disk_bytes = 0
             return None
         self._file_end += len(data)

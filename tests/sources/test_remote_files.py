@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import fsspec
 import numpy as np
 import pytest
 from conftest import TINY, image_bytes, tar_bytes, write_folder
-from fsspec.asyn import AsyncFileSystem
+from object_store import NEVER, Store
 
 import featurecache as fc
 from featurecache.errors import InputError, SourceError
@@ -25,55 +22,14 @@ from featurecache.sources.opening import open_source
 from featurecache.sources.remote_files import RemoteFiles
 
 Call = Callable[..., tuple[int, str, str]]
-NEVER = 900.0
-
-
-class Store(AsyncFileSystem):
-    """An object store as those for S3 are written, with faults by name."""
-
-    protocol = "store"
-    objects: ClassVar[dict[str, bytes]] = {}
-    silent: ClassVar[set[str]] = set()
-    faults: ClassVar[dict[str, list[Exception]]] = {}
-    """What the next reads of an object raise."""
-    asked: ClassVar[Counter[str]] = Counter()
-    num_clients = 0
-    num_waiting = 0
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        Store.num_clients += 1
-
-    async def _info(self, path: str, **options: Any) -> dict[str, Any]:
-        if path not in self.objects:
-            raise FileNotFoundError(path)
-        data = self.objects[path]
-        return {"name": path, "size": len(data), "type": "file", "ETag": str(hash(data))}
-
-    async def _ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
-        return [await self._info(name) for name in self.objects if name.startswith(f"{path}/")]
-
-    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        self.asked[path] += 1
-        if self.faults.get(path):
-            raise self.faults[path].pop(0)
-        Store.num_waiting += 1
-        try:
-            await asyncio.sleep(NEVER if path in self.silent else 0)
-        finally:
-            Store.num_waiting -= 1
-        return self.objects[path][start:end]
 
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> type[Store]:
     """Three images in a folder, and a tar of them; who waits for half a second has waited long enough."""
-    fsspec.register_implementation("store", Store, clobber=True)
     images = {f"{number}.png": image_bytes(number) for number in range(3)}
-    Store.objects = {f"b/photos/{name}": data for name, data in images.items()}
-    Store.objects["b/p.tar"] = tar_bytes({f"p.tar/{name}": data for name, data in images.items()})
-    Store.silent, Store.faults, Store.asked = set(), {}, Counter()
-    Store.num_clients = Store.num_waiting = 0
+    objects = {f"b/photos/{name}": data for name, data in images.items()}
+    Store.serve(objects | {"b/p.tar": tar_bytes({f"p.tar/{name}": data for name, data in images.items()})})
     monkeypatch.setattr(remote_files, "PATIENCE", 0.5)
     return Store
 
