@@ -31,8 +31,7 @@ class Spill:
         self._memory_bytes = (
             min(int(_MEMORY_SHARE * free_memory()), _MOST_MEMORY) if memory_bytes is None else memory_bytes
         )
-        free = shutil.disk_usage(tempfile.gettempdir()).free
-        self._disk_bytes = int(_DISK_SHARE * free) if disk_bytes is None else disk_bytes
+        self._disk_bytes = disk_bytes
         self._held: dict[bytes, bytes | tuple[int, int]] = {}
         self._in_memory = 0
         self._file: IO[bytes] | None = None
@@ -83,10 +82,12 @@ class Spill:
                 self._file = None
 
     def _write(self, data: bytes) -> tuple[int, int] | None:
-        """Append to the file; None where it has become too large, or the disk is full."""
-        if self._file_end + len(data) > self._disk_bytes:
-            return None
+        """Append to the file; None where it would be too large, or there is no room for it."""
         try:
+            if self._disk_bytes is None:
+                self._disk_bytes = int(_DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free)
+            if self._file_end + len(data) > self._disk_bytes:
+                return None
             if self._file is None:
                 # Without a name from the start: even a process that is killed leaves nothing behind.
                 # Without a buffer: what a full disk did not take must not be tried again at each step after it.

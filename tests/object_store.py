@@ -36,6 +36,8 @@ class Store(AsyncFileSystem):
     after_read: ClassVar[Callable[[str], None] | None] = None
     asked: ClassVar[Counter[str]] = Counter()
     served: ClassVar[Counter[str]] = Counter()
+    has_digests = True
+    """Else an object has a time in seconds only."""
     num_clients = 0
     num_waiting = 0
 
@@ -47,14 +49,15 @@ class Store(AsyncFileSystem):
     def serve(cls, objects: dict[str, bytes]) -> None:
         """Begin anew with some objects."""
         fsspec.register_implementation("store", cls, clobber=True)
-        cls.objects, cls.silent, cls.faults, cls.after_read = objects, set(), {}, None
+        cls.objects, cls.silent, cls.faults, cls.after_read, cls.has_digests = objects, set(), {}, None, True
         cls.asked, cls.served, cls.num_clients, cls.num_waiting = Counter(), Counter(), 0, 0
 
     async def _info(self, path: str, **options: Any) -> dict[str, Any]:
         if path not in self.objects:
             raise FileNotFoundError(path)
         data = self.objects[path]
-        return {"name": path, "size": len(data), "type": "file", "ETag": str(hash(data))}
+        tag = {"ETag": str(hash(data))} if self.has_digests else {"mtime": 1.0}
+        return {"name": path, "size": len(data), "type": "file", **tag}
 
     async def _ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
         return [await self._info(name) for name in self.objects if name.startswith(f"{path}/")]

@@ -51,16 +51,16 @@ class Entries:
     has_stamps: bool = True
 
     @classmethod
-    def of(cls, source: Source, before: Entries | None = None) -> Entries:
+    def of(cls, source: Source, earlier: Entries | None = None) -> Entries:
         """List a source.
 
         Parameters
         ----------
         source : Source
-        before : Entries, optional
+        earlier : Entries, optional
             What it listed earlier: units with a stamp that was known then are as they were.
         """
-        known = None if before is None else _KnownUnits.of(source, before)
+        known = None if earlier is None else _KnownUnits.of(source, earlier)
         text, ends, stamps, problems = bytearray(), array("Q", [0]), array("q"), dict[str, str]()
         num_stamps, is_sorted, before = 0, True, b""
         # One loop, with as little as can be for each entry: a generator or a function call more is seen in `info`.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 # What tells that an object is another one than before, by the file systems of fsspec; the first that is there.
-_TAGS = ("ETag", "etag", "md5Hash", "crc32c", "CRC", "mtime", "LastModified", "last_modified", "updated", "created")
+_DIGESTS = ("ETag", "etag", "md5Hash", "crc32c", "CRC")
+_TAGS = (*_DIGESTS, "mtime", "LastModified", "last_modified", "updated", "created")
 # A long object comes in blocks, each with a deadline of its own: small ones where the line is slow, so that whatever
 # brings 1 kB/s is waited for, and large ones where a request costs more than its bytes.
 _FIRST_BLOCK, _LEAST_BLOCK, _LARGEST_BLOCK = 1 << 15, 1 << 14, 1 << 23
@@ -122,8 +124,8 @@ class RemoteFiles:
                 # What lies in memory is one file for all who open it, position included.
                 yield io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else file
             return
-        with _BlockFile(self._blocks(path)) as blocks:
-            yield blocks
+        with io.BufferedReader(_BlockFile(self._blocks(path))) as buffered:
+            yield buffered
 
     def _open(self) -> None:
         state = self._state()
@@ -186,13 +188,13 @@ class RemoteFiles:
         """Return a block of an object."""
         if self._is_http:
             # Its file, not `cat_file`, sees that a server answers with more than it was asked for.
-            function, arguments = self._files.open(path, size=end).async_fetch_range, ()
+            fetch = self._files.open(path, size=end).async_fetch_range
         else:
-            function, arguments = self._files._cat_file, (path,)
+            fetch = partial(self._files._cat_file, path)
         for number in range(_TRIES):
             with _explained(PATIENCE):
                 try:
-                    return bytes(self._run(function, *arguments, seconds=PATIENCE, start=start, end=end))
+                    return bytes(self._run(fetch, seconds=PATIENCE, start=start, end=end))
                 except (TimeoutError, FileNotFoundError, PermissionError):
                     raise
                 except ValueError as error:
@@ -292,6 +294,11 @@ def open_file_system(url: str) -> tuple[Any, str]:
     except Exception as error:  # of the file system that the URL names
         raise SourceError(f"cannot open {url}: {_reason(error)}") from None
     return found
+
+
+def tells_each_change(about: dict[str, Any]) -> bool:
+    """Tell whether an object has a tag that no other bytes would have; a time may be one of seconds."""
+    return any(about.get(name) is not None for name in _DIGESTS)
 
 
 def _client_options(url: str) -> dict[str, Any]:

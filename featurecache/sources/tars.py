@@ -27,7 +27,7 @@ from featurecache.files import open_regular, reason_of
 from featurecache.ignored import IgnoredCounter, IgnoredFiles
 from featurecache.sources.folder import IMAGE_SUFFIXES
 from featurecache.sources.path_list import stamp_of
-from featurecache.sources.remote_files import RemoteFiles, stamp_of_object
+from featurecache.sources.remote_files import RemoteFiles, stamp_of_object, tells_each_change
 from featurecache.sources.source import UNSETTLED_NS, Entry, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
 from featurecache.spill import Spill
@@ -85,7 +85,12 @@ class Tars:
 
     def unit_stamp(self, unit: Unit) -> tuple[str, Stamp | None]:
         """Return what the names of a tar begin with, and the stamp that all of them have but for the size."""
-        return f"{self._short_names[unit.name]}/", self._stamp(unit)
+        beginning = f"{self._short_names[unit.name]}/"
+        if not self.is_far:
+            return beginning, self._stamp(unit)
+        about = self._about(unit)
+        # By a time in seconds alone, another tar of the same second would be taken for the same.
+        return beginning, stamp_of_object(about) if tells_each_change(about) else None
 
     @property
     def ignored(self) -> IgnoredFiles:
@@ -239,11 +244,18 @@ class Tars:
         return None if member is None or self.kept is None else self.kept.get(member.id)
 
     def _stamp(self, unit: Unit) -> Stamp | None:
+        if self.is_far:
+            return stamp_of_object(self._about(unit))
         try:
-            if not self.is_far:
-                return stamp_of(Path(unit.name).stat(), time.time_ns() - UNSETTLED_NS)
-            files, path = self._remote(unit)
-            return stamp_of_object(files.info(path))
+            return stamp_of(Path(unit.name).stat(), time.time_ns() - UNSETTLED_NS)
+        except OSError as error:
+            raise SourceError(f"cannot read {unit.name}: {reason_of(error)}") from None
+
+    def _about(self, unit: Unit) -> dict[str, Any]:
+        """Return what its file system says of a tar that is far away."""
+        files, path = self._remote(unit)
+        try:
+            return files.info(path)
         except OSError as error:
             raise SourceError(f"cannot read {unit.name}: {reason_of(error)}") from None
 

@@ -231,6 +231,14 @@ def test_of_tars_only_what_changed_is_read_again(tmp_path: Path) -> None:
         extracted("store://b/p-*.tar", tmp_path / "c")
 
 
+def test_a_tar_of_the_same_second_is_noticed(tmp_path: Path) -> None:
+    Store.serve({"b/p.tar": tar_bytes({"x/00.png": IMAGES["00.png"]})})
+    Store.has_digests = False
+    extracted("store://b/p.tar", tmp_path / "c")
+    Store.objects["b/p.tar"] = tar_bytes({"x/00.png": IMAGES["00.png"], "x/new.png": image_bytes(50)})
+    assert len(extracted("store://b/p.tar", tmp_path / "c")) == 2
+
+
 def test_what_lies_beside_the_images_of_all_tars_is_counted_and_remembered(tmp_path: Path) -> None:
     members = [{"x/a.png": IMAGES["00.png"], "x/b.psd": b"8BPS"}, {"x/c.png": IMAGES["01.png"], "x/d.psd": b"8BPS"}]
     Store.serve({f"b/p-{k}.tar": tar_bytes(each) for k, each in enumerate(members)})
