@@ -139,6 +139,13 @@ class IgnoredCounter:
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(path)
 
+    def update(self, other: IgnoredCounter) -> None:
+        """Take all that another one has counted."""
+        self.images.update(other.images)
+        self.others.update(other.others)
+        self.examples = [*self.examples, *other.examples][:MAX_EXAMPLES]
+        self.folders += other.folders
+
     def result(self) -> IgnoredFiles:
         """Return what was counted: of suffixes the most frequent, as every file may have its own."""
         most_frequent = []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -99,6 +101,27 @@ def make_store(tmp_path: Path, files: dict[str, str], bad: Sequence[str] = ()) -
     problems = dict.fromkeys(bad, "it is no image")
     store.listings.save(Listing(str((tmp_path / "src").resolve()), names, stamps, rows, problems))
     return store
+
+
+def image_bytes(seed: int) -> bytes:
+    """The bytes of a small noisy image."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def tar_bytes(samples: dict[str, bytes], *, compressed: bool = False) -> bytes:
+    """Samples named by tar and member, each with a label beside it."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz" if compressed else "w") as file:
+        for name, data in samples.items():
+            member = name.partition("/")[2]
+            for item, content in ((member, data), (str(Path(member).with_suffix(".cls")), b"7\n")):
+                info = tarfile.TarInfo(item)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    return target.getvalue()
 
 
 def write_image(path: Path, colour: tuple[int, int, int], *, seed: int, size: tuple[int, int] = (48, 40)) -> Path:

@@ -29,6 +29,7 @@ FLOORS = {
     "versions": 1,
     "machine": 1,
     "devices": 1,
+    "spill": 1,
     "tables": 1,
     "table_output": 1,
     "display": 1,

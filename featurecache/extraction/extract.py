@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -244,6 +245,8 @@ def run_extraction(
     if job.settings.num_processes is not None and engine in ("local", "rank"):
         raise RequestError(f"--processes is for engines that start several workers; {engine} starts none")
     chosen = make_engine(engine, progress)  # before the scan: a wrong name must not cost the reading of a source
-    listing = scan(job, progress=progress)
-    done = sum(chosen.run(job), WorkerReport())
+    with closing(job.kept):
+        # Workers in other processes read by themselves.
+        listing = scan(job, progress=progress, keeps=engine == "local")
+        done = sum(chosen.run(job), WorkerReport())
     return report_extraction(job, listing, done, seconds=perf_counter() - started)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.extraction.scan import identified, known_rows
+from featurecache.extraction.scan import entries_of, identified, known_rows
 from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source
@@ -146,7 +146,8 @@ def take_inventory(store: FeatureStore, source: Source, progress: Progress | Non
     SourceError
         The folder is missing, or holds no images.
     """
-    before, entries = store.listings.load(source.key), Entries.of(source)
+    before = store.listings.load(source.key)
+    entries = Entries.of(source, entries_of(before))
     rows, new = known_rows(entries, before, len(store.samples)), [np.zeros((0, 32), np.uint8)]
     for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress or Silent()):
         rows[indices] = found = store.samples.rows_of(ids)

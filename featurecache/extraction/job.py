@@ -16,6 +16,7 @@ from featurecache.hashing import digest_json
 from featurecache.sources.opening import SourceSpec, open_spec
 from featurecache.sources.source import Source, check_modality
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec
+from featurecache.spill import Spill
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -82,6 +83,11 @@ class ExtractionJob:
     def opened_source(self) -> Source:
         """The source, opened in this process."""
         return open_spec(self.source) if isinstance(self.source, SourceSpec) else self.source
+
+    @cached_property
+    def kept(self) -> Spill:
+        """Bytes that the scan of a source that is far away has read, for the worker of this process."""
+        return Spill()
 
     @cached_property
     def network(self) -> LoadedNetwork:

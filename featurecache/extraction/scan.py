@@ -14,7 +14,7 @@ from time import sleep
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import InputError
+from featurecache.errors import InputError, SourceError
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.recall import recall
 from featurecache.machine import num_cores
@@ -22,6 +22,7 @@ from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source, check_source
 from featurecache.specs import check_takes_views
+from featurecache.spill import Spill
 from featurecache.store.listings import Listing
 from featurecache.store.samples import Ids
 from featurecache.store.store import FeatureStore
@@ -34,7 +35,7 @@ _PAUSE = 0.25
 _HANDFUL = 8
 
 
-def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
+def scan(job: ExtractionJob, *, progress: Progress | None = None, keeps: bool = False) -> Listing:
     """Give every input of a job's source its row, and keep the listing in the cache, which is made where there is none.
 
     Once for a job, before its workers: they take from the cache what the source holds. A wrong request fails here,
@@ -45,6 +46,10 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     job : ExtractionJob
     progress : Progress, optional
         Told how much is read.
+    keeps : bool
+        Keep the bytes of a source that is far away for the worker of this process, as far as there is room: they come
+        over the network once, and those that are decoded are those that were identified. Of a local folder nothing is
+        kept: what was read lies in the page cache, which the system empties for others where the memory is needed.
 
     Returns
     -------
@@ -54,15 +59,22 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     source, progress = job.opened_source, progress or Silent()
     if job.views is not None:
         check_takes_views(source.modality, f"the source {source.key}")
-    check_source(source)
     # Not made yet: a wrong request must leave no empty cache behind.
     store = FeatureStore.open(job.cache) if (job.cache / "FORMAT.json").exists() else None
+    kept = job.kept if keeps and getattr(source, "is_far", False) else None
+    if kept is not None and hasattr(source, "kept"):
+        source.kept = kept
+    # To look into a unit is to read it where that is far away; one that is known has been looked into.
+    if store is None or not hasattr(source, "unit_stamp") or store.listings.load(source.key) is None:
+        check_source(source)
     if not all(recall(job, store).values()):
         _ = job.network  # an unknown backbone or tap, or one for other samples, shows here
-    return scan_into(store or FeatureStore.create(job.cache), source, progress)[0]
+    return scan_into(store or FeatureStore.create(job.cache), source, progress, kept)[0]
 
 
-def scan_into(store: FeatureStore, source: Source, progress: Progress) -> tuple[Listing, int]:
+def scan_into(
+    store: FeatureStore, source: Source, progress: Progress, kept: Spill | None = None
+) -> tuple[Listing, int]:
     """Give every input of a source its row in a cache, and keep the listing there.
 
     Parameters
@@ -71,6 +83,8 @@ def scan_into(store: FeatureStore, source: Source, progress: Progress) -> tuple[
     source : Source
         It holds something: see `check_source`.
     progress : Progress
+    kept : Spill, optional
+        Keeps the bytes that are read, for a worker of this process.
 
     Returns
     -------
@@ -83,10 +97,12 @@ def scan_into(store: FeatureStore, source: Source, progress: Progress) -> tuple[
         if made_meanwhile is not None:
             return made_meanwhile, 0
         before = store.listings.load(source.key)
-        entries = Entries.of(source)
+        entries = Entries.of(source, entries_of(before))
+        if not len(entries.names):
+            raise SourceError(f"{source.key} holds no {source.modality}s; name another source")
         rows = known_rows(entries, before, len(store.samples))
         num_read = 0
-        for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress):
+        for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress, kept):
             num_read += len(indices)
             rows[indices] = store.samples.append(ids, entries.names.take(indices), entries.stamps[indices, 0])
         listing = Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)
@@ -118,8 +134,17 @@ def _alone(store: FeatureStore, source: str, progress: Progress) -> Iterator[Lis
         sleep(_PAUSE)
 
 
+def entries_of(listing: Listing | None) -> Entries | None:
+    """Return what a source listed when it was last extracted."""
+    return None if listing is None else Entries(listing.paths, listing.stamps, {}, listing.ignored)
+
+
 def identified(
-    source: Source, entries: Entries, unknown: NDArray[np.int64], progress: Progress
+    source: Source,
+    entries: Entries,
+    unknown: NDArray[np.int64],
+    progress: Progress,
+    kept: Spill | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Ids]]:
     """Read some entries and yield blocks of (indices, ids): an id is the SHA-256 of the bytes.
 
@@ -132,16 +157,18 @@ def identified(
         Indices of the entries to read.
     progress : Progress
         Told of each entry that was read.
+    kept : Spill, optional
+        Where the bytes are kept, by their ids.
     """
     progress.start("reading", len(unknown))
     # Without stamps every sample is read at each scan: one pass over each unit is the quickest.
     if not entries.has_stamps:
-        return _read_whole(source, entries, progress)
-    return _read_each(source, entries, unknown, progress)
+        return _read_whole(source, entries, progress, kept)
+    return _read_each(source, entries, unknown, progress, kept)
 
 
 def _read_each(
-    source: Source, entries: Entries, unknown: NDArray[np.int64], progress: Progress
+    source: Source, entries: Entries, unknown: NDArray[np.int64], progress: Progress, kept: Spill | None
 ) -> Iterator[tuple[NDArray[np.int64], Ids]]:
     """Open entries one by one in threads: storage answers several at once, and digests take every core."""
     with ThreadPoolExecutor(num_cores()) as pool:
@@ -150,7 +177,7 @@ def _read_each(
             names = [entries.names[index] for index in block.tolist()]
             ids, readable = np.zeros((len(block), 32), np.uint8), np.ones(len(block), bool)
             handfuls = (names[start : start + _HANDFUL] for start in range(0, len(names), _HANDFUL))
-            for i, digest in enumerate(chain.from_iterable(pool.map(partial(_digests, source), handfuls))):
+            for i, digest in enumerate(chain.from_iterable(pool.map(partial(_digests, source, kept), handfuls))):
                 if isinstance(digest, str):
                     entries.problems[names[i]] = digest
                     readable[i] = False
@@ -160,18 +187,28 @@ def _read_each(
             yield block[readable], ids[readable]
 
 
-def _digests(source: Source, names: Sequence[str]) -> list[bytes | str]:
+def _digests(source: Source, kept: Spill | None, names: Sequence[str]) -> list[bytes | str]:
     """Return the digest of each sample, or why it cannot be read."""
     found: list[bytes | str] = []
     for name in names:
         try:
-            found.append(sha256(source.open(name, stamp=None)).digest())
+            found.append(_identify(source.open(name, stamp=None), kept))
         except InputError as error:
             found.append(error.reason)
     return found
 
 
-def _read_whole(source: Source, entries: Entries, progress: Progress) -> Iterator[tuple[NDArray[np.int64], Ids]]:
+def _identify(data: bytes, kept: Spill | None) -> bytes:
+    """Return the digest of a sample, which is kept if it is to be."""
+    digest = sha256(data).digest()
+    if kept is not None:
+        kept.add(digest, data)
+    return digest
+
+
+def _read_whole(
+    source: Source, entries: Entries, progress: Progress, kept: Spill | None
+) -> Iterator[tuple[NDArray[np.int64], Ids]]:
     """Read every unit in one go, where no entry has a stamp: of a table that is one pass instead of a million calls."""
     index_of = {name: index for index, name in enumerate(entries.names)}
     indices, lengths, digests = array("q"), array("q"), bytearray()
@@ -183,7 +220,7 @@ def _read_whole(source: Source, entries: Entries, progress: Progress) -> Iterato
                 continue
             indices.append(index)
             lengths.append(len(data))
-            digests += sha256(data).digest()
+            digests += _identify(data, kept)
         progress.advance(len(indices) - before)
     for name in index_of:  # what was given out has been taken from it
         entries.problems.setdefault(name, "its source lists it and does not give it out")

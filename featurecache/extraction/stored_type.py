@@ -100,7 +100,7 @@ def _measured_features(
         with modality.undisturbed():
             for start in range(0, len(rows), _ROWS_MEASURED):
                 some = rows[start : start + _ROWS_MEASURED]
-                inputs = inputs_of_rows(job.opened_source, listing, store.samples, some)
+                inputs = inputs_of_rows(job.opened_source, listing, store.samples, some, kept=job.kept)
                 for outcome in run_pipeline(inputs, runtime, modality, num_workers=settings.num_workers):
                     good = np.array([problem is None for problem in outcome.problems], bool)
                     num_found += int(good.sum())

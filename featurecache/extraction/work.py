@@ -77,6 +77,7 @@ def work(
                     taps={tap.name: tap for tap in network.taps},
                     settings=job.settings,
                     progress=progress or Silent(),
+                    kept=job.kept,
                 )
                 startup = WorkerReport(startup_seconds=perf_counter() - started)
                 report += worker.run(listing.unique_rows) + startup

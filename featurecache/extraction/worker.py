@@ -37,6 +37,7 @@ from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
+from featurecache.spill import Spill
 from featurecache.store.bad_inputs import TRANSIENT
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.leases import Leases
@@ -82,6 +83,8 @@ class Worker:
     progress : Progress
     lengths : tuple of int, optional
         Of texts, the padded lengths, where they are not to be those of the newest features.
+    kept : Spill, optional
+        Bytes that the scan of the source has kept.
     """
 
     store: FeatureStore
@@ -93,6 +96,7 @@ class Worker:
     settings: ExtractionSettings
     progress: Progress
     lengths: tuple[int, ...] | None = None
+    kept: Spill | None = None
     meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
     _open: list[OpenShard] = field(default_factory=list)
     _last_remark: float = field(default_factory=perf_counter)
@@ -255,7 +259,7 @@ class Worker:
                     done.leased = True
                     continue
                 # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.
-                inputs = inputs_of_rows(self.source, self.listing, self.store.samples, shard.rows)
+                inputs = inputs_of_rows(self.source, self.listing, self.store.samples, shard.rows, kept=self.kept)
                 taken = OpenShard(taps, shard.rows, inputs, lease.pop_all())
                 self._open.append(taken)
             yield taken

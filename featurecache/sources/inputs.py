@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from featurecache.errors import InputError
 from featurecache.hashing import digest_bytes
 from featurecache.sources.source import Source, Stamp
+from featurecache.spill import Spill
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class Input:
         That it had at the scan. Where it still has it, its bytes need no digest.
     prefix : str
         What stands in front of the name when people read it.
+    kept : Spill, optional
+        Bytes that this process has read before, by their ids. Those that have this id need not be asked for again,
+        whatever has become of them in the source.
     """
 
     source: Source
@@ -32,6 +36,7 @@ class Input:
     id: str | None = None
     stamp: Stamp | None = None
     prefix: str = ""
+    kept: Spill | None = None
 
     @property
     def name(self) -> str:
@@ -49,6 +54,10 @@ class Input:
         # A stamp begins with the size, so that a file which is too large is not opened.
         if max_bytes is not None and self.stamp is not None and self.stamp[0] > max_bytes:
             raise InputError("too_large", f"the file has {self.stamp[0]} bytes, the limit is {max_bytes}")
+        if self.kept is not None and self.id is not None:
+            known = self.kept.get(bytes.fromhex(self.id))
+            if known is not None:
+                return known
         if self.stamp is not None:
             try:
                 data = self.source.open(self.entry, stamp=self.stamp)

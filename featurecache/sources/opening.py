@@ -21,7 +21,8 @@ from featurecache.sources.hdf5_arrays import Hdf5Arrays
 from featurecache.sources.in_memory import IndexedImages, InMemory, number_names
 from featurecache.sources.path_list import PathList
 from featurecache.sources.path_table import PathTable
-from featurecache.sources.remote_folder import RemoteFolder, is_remote
+from featurecache.sources.remote_files import is_remote
+from featurecache.sources.remote_folder import RemoteFolder
 from featurecache.sources.source import Source
 from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable

@@ -50,6 +50,11 @@ class PathTable(SingleUnit):
         self.key = str(self.path.with_name(f"{self.path.name}:{path_column.replace('/', '%2F')}").resolve())
         self._urls = UrlReader(max_bytes=max_bytes, allow_local=allow_local_urls)
 
+    @property
+    def is_far(self) -> bool:
+        """Some of the pictures are on servers."""
+        return any(map(is_url, self._names))
+
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield what the rows name, in their order; servers are asked whether objects changed, several at once.
 

@@ -20,6 +20,9 @@ UNSETTLED_NS = 2_000_000_000
 """What was written within that time could be written again with the same stamp: the coarsest clock of a file system in
 use (FAT)."""
 
+PATIENCE, LEAST_RATE = 60.0, 1000
+"""Seconds, and bytes/s beyond them, that an object on a server may take: the slowest line anybody would wait for."""
+
 
 class Unit(NamedTuple):
     """What one worker reads in one go: a folder, a table, a tar, a row group."""
@@ -51,7 +54,11 @@ class Source(Protocol):
     Optional attributes are ``ignored`` (an `IgnoredFiles`: what it held besides samples when it was last listed),
     ``prefix`` (what stands in front of a name when people read it: the folder as they wrote it), and
     ``has_coarse_stamps`` (a change within a second may leave a stamp as it was, so bytes are compared with their
-    digest whenever they are read).
+    digest whenever they are read), ``is_far`` (each read asks a server: what a scan reads is kept for the worker of
+    the same process), ``kept`` (a `Spill`, set by a scan: a source that must read samples to list them puts the bytes
+    there under their SHA-256, and gives them from there), and a method ``unit_stamp(unit)``, which returns what the
+    names of a unit begin with and the stamp that all of them share but for the size: where an earlier listing has
+    both, the unit is not listed again.
     """
 
     @property

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -26,9 +27,10 @@ from featurecache.files import open_regular, reason_of
 from featurecache.ignored import IgnoredCounter, IgnoredFiles
 from featurecache.sources.folder import IMAGE_SUFFIXES
 from featurecache.sources.path_list import stamp_of
-from featurecache.sources.remote_folder import open_file_system, stamp_of_object
+from featurecache.sources.remote_files import RemoteFiles, stamp_of_object, tells_each_change
 from featurecache.sources.source import UNSETTLED_NS, Entry, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
+from featurecache.spill import Spill
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -44,6 +46,8 @@ class _Member(NamedTuple):
 
     offset: int
     size: int
+    id: bytes = b""
+    """SHA-256 of its bytes, under which they are kept; empty where they were not read."""
 
 
 class Tars:
@@ -66,22 +70,41 @@ class Tars:
 
     def __init__(self, url: str, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         self.url, self._max_bytes = str(url), max_bytes
-        self.is_remote = "://" in self.url or "::" in self.url
-        self.key = self.url if self.is_remote else str(Path(self.url).absolute())
-        self.ignored = IgnoredFiles()
+        self.is_far = "://" in self.url or "::" in self.url
+        self.key = self.url if self.is_far else str(Path(self.url).absolute())
+        self.kept: Spill | None = None
+        self._ignored: dict[str, IgnoredCounter] = {}
         self._members: dict[str, dict[str, _Member]] = {}
+        self._file_systems: dict[str, RemoteFiles] = {}
         self._walking = threading.Lock()
-        self.has_coarse_stamps = self.is_remote
+        self.has_coarse_stamps = self.is_far
 
     def units(self) -> Iterator[Unit]:
         """Yield the tars, sorted by name."""
         return (Unit(name) for name in self._tars)
 
+    def unit_stamp(self, unit: Unit) -> tuple[str, Stamp | None]:
+        """Return what the names of a tar begin with, and the stamp that all of them have but for the size."""
+        beginning = f"{self._short_names[unit.name]}/"
+        if not self.is_far:
+            return beginning, self._stamp(unit)
+        about = self._about(unit)
+        # By a time in seconds alone, another tar of the same second would be taken for the same.
+        return beginning, stamp_of_object(about) if tells_each_change(about) else None
+
+    @property
+    def ignored(self) -> IgnoredFiles:
+        """What lies in the tars that were listed besides images."""
+        total = IgnoredCounter()
+        for counter in self._ignored.values():
+            total.update(counter)
+        return total.result()
+
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the images of a tar, in its order, all with the stamp of the tar."""
         stamp, counter = self._stamp(unit), IgnoredCounter()
         members: dict[str, _Member] = {}
-        for member, _ in self._walk(unit):
+        for member, content in self._walk(unit):
             name = self._name(unit, member.name)
             if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
                 continue
@@ -91,16 +114,20 @@ class Tars:
                 continue
             if name in members:
                 raise SourceError(f"{unit.name} holds {member.name!r} twice; give each sample its own name")
-            members[name] = _Member(member.offset_data, member.size)
+            members[name] = _Member(member.offset_data, member.size, self._keep(member, content))
             # The first number of a stamp is the size of the sample; what else changes with it is the tar's.
             if stamp is None:
                 yield Entry(name, None)
             else:
                 yield Entry(name, (member.size, *stamp[1:]))
-        self._members[unit.name], self.ignored = members, counter.result()
+        self._members[unit.name], self._ignored[unit.name] = members, counter
 
     def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
-        """Yield the images of a tar by one pass over it."""
+        """Yield the images of a tar by one pass over it, or as they were kept when it was listed."""
+        known, kept = self._members.get(unit.name, {}), self.kept
+        if kept is not None and known and all(member.id in kept for member in known.values()):
+            yield from ((name, data) for name, member in known.items() if (data := kept.get(member.id)) is not None)
+            return
         for member, content in self._walk(unit):
             if member.isfile() and _is_image(member.name) and member.size <= self._max_bytes and content is not None:
                 yield self._name(unit, member.name), content.read()
@@ -114,6 +141,8 @@ class Tars:
         if tar is None:
             raise InputError("missing", f"no tar of {self.url} has a file {name!r}")
         unit = Unit(tar)
+        if stamp is None and (data := self._kept_bytes(self._members.get(tar, {}).get(name))) is not None:
+            return data
         try:
             now = self._stamp(unit)
             # Where a member lies is known once its tar was walked, which another process may have done.
@@ -187,33 +216,58 @@ class Tars:
         return sorted(set(expanded))
 
     def _fitting(self, pattern: str) -> Sequence[str]:
-        if not self.is_remote:
+        if not self.is_far:
             return glob.glob(pattern)  # noqa: PTH207 - of a pattern that may be absolute
-        files, path = open_file_system(pattern)
-        return [files.unstrip_protocol(found) for found in files.glob(path)]
+        try:
+            return RemoteFiles(pattern).glob()
+        except OSError as error:
+            raise SourceError(f"cannot list {pattern}: {reason_of(error)}") from None
+
+    def _remote(self, unit: Unit) -> tuple[RemoteFiles, str]:
+        """Return the file system that a tar lies on, and its path there."""
+        # A tar within an archive has a file system of its own; all others share one.
+        key = unit.name if "::" in unit.name else ""
+        if (files := self._file_systems.get(key)) is None:
+            files = self._file_systems.setdefault(key, RemoteFiles(unit.name))
+        return files, files.root if key else files.path_of(unit.name)
+
+    def _keep(self, member: tarfile.TarInfo, content: IO[bytes] | None) -> bytes:
+        """Keep the bytes of a member of a tar that is listed, and return their digest."""
+        # The members of a tar that is far away pass by while it is listed, and would come again for each read.
+        if self.kept is None or content is None or member.size > self._max_bytes:
+            return b""
+        data = content.read()
+        self.kept.add(digest := sha256(data).digest(), data)
+        return digest
+
+    def _kept_bytes(self, member: _Member | None) -> bytes | None:
+        return None if member is None or self.kept is None else self.kept.get(member.id)
 
     def _stamp(self, unit: Unit) -> Stamp | None:
-        if not self.is_remote:
-            try:
-                return stamp_of(Path(unit.name).stat(), time.time_ns() - UNSETTLED_NS)
-            except OSError as error:
-                raise SourceError(f"cannot read {unit.name}: {reason_of(error)}") from None
-        files, path = open_file_system(unit.name)
+        if self.is_far:
+            return stamp_of_object(self._about(unit))
         try:
-            return stamp_of_object(files.info(path))
-        except Exception as error:  # each file system has errors of its own
-            raise SourceError(f"cannot read {unit.name}: {type(error).__name__}: {error}") from None
+            return stamp_of(Path(unit.name).stat(), time.time_ns() - UNSETTLED_NS)
+        except OSError as error:
+            raise SourceError(f"cannot read {unit.name}: {reason_of(error)}") from None
+
+    def _about(self, unit: Unit) -> dict[str, Any]:
+        """Return what its file system says of a tar that is far away."""
+        files, path = self._remote(unit)
+        try:
+            return files.info(path)
+        except OSError as error:
+            raise SourceError(f"cannot read {unit.name}: {reason_of(error)}") from None
 
     @contextmanager
     def _opened(self, unit: Unit) -> Iterator[IO[bytes]]:
-        if not self.is_remote:
+        if not self.is_far:
             with open_regular(unit.name) as (file, _), io.BufferedReader(file, 1 << 20) as buffered:
                 yield buffered
             return
-        files, path = open_file_system(unit.name)
-        with files.open(path, "rb") as file:
-            # What lies in memory is one file for all who open it, position included.
-            yield io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else file
+        files, path = self._remote(unit)
+        with files.open(path) as opened:
+            yield opened
 
     def _walk(self, unit: Unit) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
         """Yield the members of a tar with what reads them, in their order."""
@@ -234,14 +288,14 @@ class Tars:
         if unit.name.endswith((".gz", ".tgz")):
             return next((data for found, data in self.read(unit) if found == name), b"")
         try:
-            if not self.is_remote:
+            if not self.is_far:
                 with open_regular(unit.name) as (file, _):
                     file.seek(member.offset)
                     return file.read(member.size) or b""
-            files, path = open_file_system(unit.name)
-            return bytes(files.cat_file(path, start=member.offset, end=member.offset + member.size))
-        except Exception as error:  # each file system has errors of its own
-            raise InputError("unreadable", f"{type(error).__name__}: {error}"[:200]) from None
+            files, path = self._remote(unit)
+            return files.cat(path, start=member.offset, size=member.size)
+        except OSError as error:
+            raise InputError("unreadable", reason_of(error)) from None
 
 
 def _is_image(name: str) -> bool:

@@ -17,12 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from featurecache.errors import InputError
-from featurecache.sources.source import UNSETTLED_NS, Stamp
+from featurecache.sources.source import LEAST_RATE, PATIENCE, UNSETTLED_NS, Stamp
 
 _TIMEOUT, _TRIES = 30.0, 3
 _BLOCK = 1 << 16
-# Seconds, and bytes/s beyond them, that an object may take: the slowest line that anybody would wait for.
-_PATIENCE, _LEAST_RATE = 60.0, 1000
 _UNSETTLED_SECONDS = UNSETTLED_NS // 1_000_000_000
 _AGENT = "featurecache"
 
@@ -139,7 +137,7 @@ class UrlReader:
             if len(data) > self._max_bytes:
                 raise InputError("too_large", f"the object has more than {self._max_bytes} bytes")
             # A server that sends a byte now and then never runs into the timeout of a socket.
-            if (seconds := time.monotonic() - started) > _PATIENCE + len(data) / _LEAST_RATE:
+            if (seconds := time.monotonic() - started) > PATIENCE + len(data) / LEAST_RATE:
                 raise InputError("unreadable", f"it comes too slowly: {len(data)} bytes in {seconds:.0f} s")
         length = response.headers.get("Content-Length")
         if length is not None and length.isdecimal() and int(length) != len(data):

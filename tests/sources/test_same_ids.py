@@ -370,7 +370,7 @@ def test_a_connection_that_was_cut_is_tried_again(server: str, monkeypatch: pyte
 
 
 def test_an_object_that_comes_byte_by_byte_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urls, "_PATIENCE", 0.05)
+    monkeypatch.setattr(urls, "PATIENCE", 0.05)
     with pytest.raises(InputError, match=r"it comes too slowly: \d+ bytes in 0 s"):
         UrlReader(max_bytes=100_000, allow_local=True).read(f"{server}/slow.png")
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import fsspec
 import h5py
 import numpy as np
-from conftest import write_image
-from PIL import Image
+from conftest import image_bytes, tar_bytes, write_image
 
 from featurecache.sources.decoding.arrays import array_bytes
 from featurecache.sources.opening import SourceSpec, source_spec
@@ -130,26 +129,6 @@ class TestHdf5Arrays(SourceContract):
             file["scans/raw"], file["labels"] = pixels, np.arange(3)
         samples = {f"{number:09d}": array_bytes(picture) for number, picture in enumerate(pixels)}
         return source_spec(folder / "s.h5"), samples
-
-
-def image_bytes(seed: int) -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def tar_bytes(samples: dict[str, bytes], *, compressed: bool = False) -> bytes:
-    """Samples named by tar and member, each with a label beside it."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w:gz" if compressed else "w") as file:
-        for name, data in samples.items():
-            member = name.partition("/")[2]
-            for item, content in ((member, data), (str(Path(member).with_suffix(".cls")), b"7\n")):
-                info = tarfile.TarInfo(item)
-                info.size = len(content)
-                file.addfile(info, io.BytesIO(content))
-    return target.getvalue()
 
 
 def write_tar(path: Path, samples: dict[str, bytes]) -> None:
