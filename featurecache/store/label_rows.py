@@ -142,6 +142,9 @@ class LabelRows:
             yield ReportWarning(
                 kind="encoding", count=1, text=f"the table was read as {table.format.encoding}, not UTF-8{advice}"
             )
+        if table.format is not None and not table.format.has_quotes:
+            text = "quotes are read as letters: read as marks around texts, they would join rows of the table"
+            yield ReportWarning(kind="quotes", count=1, text=text)
         if count := sum(self.unlabelled.values()):
             named = ", ".join(f"{entry!r}: {number}" for entry, number in self.unlabelled.most_common(5) if entry)
             what = f" (empty: {self.unlabelled['']}, {named})" if named else ""

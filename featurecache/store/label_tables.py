@@ -40,7 +40,7 @@ def labels_from_csv(
     keep_na: bool = False,
     merge_spellings: bool = False,
 ) -> TableLabels:
-    """Read labels from a table in a file: CSV, TSV or Parquet, in UTF-8, UTF-16 or Windows' cp1252.
+    """Read labels from a table in a file: CSV, TSV, JSON or Parquet, in UTF-8, UTF-16 or Windows' cp1252.
 
     A label or number that a table leaves open is unknown, and never taken for a no: it is left out of fitting and
     scores. A column ``split``, one that holds nothing but train, validation and test, or columns ``is_valid``,
@@ -73,12 +73,12 @@ def labels_from_csv(
         How empty entries (NaN, NA, None, null), and -1, u, ? and unknown, are read of kind ``multilabel``. An empty
         list of labels is none of them by default.
     separator : str
-        Characters between labels in one column.
+        Characters between labels in one column; spaces count only where there is nothing else.
     delimiter : str, optional
         Between columns; found in the first rows when left out.
     has_header : bool
-        The first row names the columns; else they are called ``1``, ``2`` and so on, of which the first names the
-        samples and the second says the label.
+        The first row names the columns; else they are called ``1``, ``2`` and so on. Where no column holds texts, the
+        first then names the samples and the second says the label.
     keep_na : bool
         NA, NaN, None and null are names of classes; else rows with them have no label, as empty ones.
     merge_spellings : bool
@@ -90,9 +90,7 @@ def labels_from_csv(
         No such file, a column is missing, or an entry says nothing that is known.
     """
     file = Path(path)
-    if not has_header:
-        if text_column is not None:
-            raise TaskError("--no-header is for tables that name images; give a table of texts a first row of names")
+    if not has_header and text_column is None:
         path_column, label_column = path_column or "1", label_column or "2"
     options = _Options(
         task_kind(kind), path_column, label_column, text_column, group_column, weight_column,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featurecache.errors import ReportWarning, TaskError
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import Target
+from featurecache.store.label_folders import folder_warnings
 from featurecache.store.label_join import MISSING, labels_of_folders, missing_error, rows_of_labels
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels, class_order
 from featurecache.store.listings import Listing
@@ -58,7 +59,8 @@ def build_task(
     """
     warnings: list[ReportWarning] = []
     if isinstance(labels, FolderLabels):
-        listed, rows = labels_of_folders(listings)
+        listed, rows = labels_of_folders(listings, labels.class_folder)
+        warnings += folder_warnings(listed) if labels.class_folder == "innermost" else []
     else:
         listed, rows = list(labels.labels), rows_of_labels(labels.labels, samples, listings, warnings)
         warnings += labels.warnings

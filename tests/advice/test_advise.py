@@ -258,6 +258,10 @@ def test_commands_say_what_has_to_be_filled_in(cache: Path, call: Callable[..., 
     from_file = dataclasses.replace(found, about=msgspec.structs.replace(found.about, weights_source="file a.pth"))
     assert "--weights FILE" in Commands(store, "colour").extract(from_file, "blocks")
     assert Commands(store, "colour").extract(found, "blocks").startswith("featurecache extract SOURCE --cache")
+    mails = Commands(store, "colour", "mails.tsv", ("--text-column", "2", "--no-header"))
+    assert mails.extract(found, "blocks").startswith(
+        "featurecache extract mails.tsv --text-column 2 --no-header --cache"
+    )
     status, _, err = call(*shlex.split(Commands(store, "colour").label)[1:])
     assert (status, "LABELS.csv" in err) == (2, True)  # the table is all that is missing
 

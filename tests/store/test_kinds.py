@@ -276,3 +276,46 @@ def test_an_empty_cell_of_tags_is_said_and_may_be_unknown(tmp_path):
     assert f"{empty} rows say nothing at all" in left.warnings[0].text
     with pytest.raises(TaskError, match="are for tasks of kind multilabel, not classification"):
         labels_from_csv(path, label_column="tags", blank="negative")
+
+
+def test_a_comma_and_a_space_divide_where_a_comma_does(tmp_path):
+    rows = [[name, "polar bear, ice" if k % 2 else "ice"] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "tags"], rows)
+    found = [labels_from_csv(path, kind="multilabel", separator=separator) for separator in (", ", ",", " ")]
+    assert {label.label for label in found[0].labels} == {"ice\npolar bear", "ice"}
+    assert found[0].labels == found[1].labels
+    assert {label.label for label in found[2].labels} == {"bear,\nice\npolar", "ice"}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_label_is_in_train_however_rare(tmp_path, grouped):
+    rare = {k: f";rare{k}" for k in range(0, 100, 3)}
+    rows = [[name, f"{'a' if k % 2 else 'b'}{rare.get(k, '')}", f"g{k // 2}"] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "tags", "photo"], rows)
+    options = {"group_column": "photo"} if grouped else {}
+    labels = labels_from_csv(path, label_column="tags", kind="multilabel", **options)
+    store, task = add(tmp_path, labels)
+    assert (task.labels[task.splits == 0].sum(axis=0) > 0).all()
+    assert task.has("validation")
+    assert task.has("test")
+    # The order of the table decides nothing, and samples keep their split when others come.
+    table(path, ["path", "tags", "photo"], rows[::-1])
+    labels = labels_from_csv(path, label_column="tags", kind="multilabel", **options)
+    np.testing.assert_array_equal(store.add_task("u", labels).splits, task.splits)
+
+
+def test_labels_of_one_sample_each_leave_nothing_to_test_on(tmp_path):
+    path = table(tmp_path / "t.csv", ["path", "tags"], [[name, f"x{k}"] for k, name in enumerate(FILES)])
+    with pytest.raises(TaskError, match="100 of 100 labels are of one sample each") as error:
+        add(tmp_path, labels_from_csv(path, kind="multilabel"))
+    assert len(str(error.value)) < 300
+
+
+def test_of_many_labels_some_are_named(tmp_path):
+    rows = [
+        [name, f"a;x{k}" if k > 50 else "a;b" if k % 2 else "b", "test" if k > 50 else "train"]
+        for k, name in enumerate(FILES)
+    ]
+    path = table(tmp_path / "t.csv", ["path", "tags", "split"], rows)
+    with pytest.raises(TaskError, match="'x51', 'x52', 'x53', 'x54', 'x55' and 44 more occurs in the test part"):
+        add(tmp_path, labels_from_csv(path, kind="multilabel"))
