@@ -90,7 +90,10 @@ def run(args: argparse.Namespace) -> int:
     table = args.labels or (path if is_table else None)
     by_id = args.labels is not None and args.id_column is not None
     # Tar files may have labels of their own; else the folders in them say the class.
-    labels = labels_of(args, table, text_column=None if by_id else args.text_column)
+    labels = None
+    # What options say of a table that is not there is no mistake: the missing table is, and opening it says so.
+    if table is not None or path.suffix.lower() not in READ_SUFFIXES:
+        labels = labels_of(args, table, text_column=None if by_id else args.text_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
         done = do_main_job(
             source,

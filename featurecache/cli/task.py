@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
 
+_MOST_CLASSES = 50
+"""In a table on a terminal."""
+
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb and the two below it."""
@@ -269,8 +272,10 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
         titles = ["mean", "least", "greatest"]
     else:
         rows, titles = [[name, count] for name, count in class_counts(task).items()], ["samples"]
-    rows = [[*row, *([unknown[row[0]]] if more else [])] for row in rows[:50]]  # not thousands of classes
-    print_table([TASK_NOUN[task.kind], *titles, *more], rows, numbers=[*titles, *more])
+    shown = [[*row, *([unknown[row[0]]] if more else [])] for row in rows[:_MOST_CLASSES]]
+    print_table([TASK_NOUN[task.kind], *titles, *more], shown, numbers=[*titles, *more])
+    if len(rows) > _MOST_CLASSES:
+        print_line(f"and {len(rows) - _MOST_CLASSES:,} more {TASK_NOUNS[task.kind]}, which --json lists")
     if about["num_conflicts"]:
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
         print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")

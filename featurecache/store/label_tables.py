@@ -12,7 +12,7 @@ from featurecache.errors import TaskError
 from featurecache.specs import TaskKind, task_kind
 from featurecache.store.label_columns import find_columns
 from featurecache.store.label_entries import Reading, TargetReader
-from featurecache.store.label_rows import LabelRows
+from featurecache.store.label_rows import LabelRows, joined_rows
 from featurecache.store.labels import TableLabels
 from featurecache.tables import Row, Table, TableError, field_of, open_table, sample_columns
 
@@ -252,12 +252,16 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
         raise TaskError(f"{where.removesuffix(' line') if table.format is not None else origin} {nothing}")
     # Names of classes are entries; of labels and numbers in columns of their own, names of columns.
     is_listed = options.kind == "classification" or (options.kind == "multilabel" and len(columns.labels) == 1)
+    warnings = list(reader.warnings(labels, table))
+    if options.kind == "multilabel" and is_listed:
+        labels, joined = joined_rows(labels)
+        warnings += joined
     return TableLabels(
         labels=labels,
         origin=origin,
         root=root,
         kind=options.kind,
         names=() if is_listed else columns.labels,
-        warnings=tuple(reader.warnings(labels, table)),
+        warnings=tuple(warnings),
         merge_spellings=options.merge_spellings,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import ReportWarning, TaskError
+from featurecache.errors import ReportWarning, TaskError, shortened
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import Target
 from featurecache.store.label_folders import folder_warnings
@@ -75,7 +75,13 @@ def build_task(
     if alike is not None:
         _add_groups(merged, alike, samples)
     if not merged.targets:
-        why = f"{len(merged.conflicts)} have two" if merged.conflicts else "none is of an input in the cache"
+        why = "none is of an input in the cache"
+        if merged.conflicts:
+            first = ", ".join(f"{name} is {said}" for name, said in merged.conflicts[0].items())
+            advice = (
+                "; if one sample may have several, say --kind multilabel" if labels.kind == "classification" else ""
+            )
+            why = f"{len(merged.conflicts)} samples have several that differ, first {shortened(first)}{advice}"
         raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
     task = _assemble(name, labels, merged, samples, random_state=random_state, missing=len(missing), previous=previous)
     if warnings:
@@ -177,7 +183,7 @@ def _check_outputs(names: list[str], encoded: NDArray[Any], labels: TableLabels)
     if multilabel and len(names) < 2:
         raise TaskError(
             f"{labels.origin} has {len(names)} labels, and a task needs at least two; with one label, name it as a "
-            "class: --kind classes"
+            "class: --kind classification"
         )
     for name, column in zip(names, encoded.T, strict=True):
         known = column[known_of(column, labels.kind)]
@@ -219,6 +225,11 @@ def _merge_targets(copies: Sequence[Label], kind: TaskKind) -> Target | None:
     return "\n".join(sorted(holds)), tuple(sorted(set.intersection(*unknown)))
 
 
+def _shown(label: str, kind: TaskKind) -> str:
+    """Return what is said of a sample as it stands in a message."""
+    return label if kind == "classification" else label.replace("\n", ", ") or "none"
+
+
 def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) -> _Merged:
     by_row: dict[int, list[Label]] = defaultdict(list)
     for row, label in zip(rows, listed, strict=True):
@@ -231,7 +242,7 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) 
             # Dicts instead of sets: the labels of each name once, in the order in which they came.
             by_name: dict[str, dict[str, None]] = defaultdict(dict)
             for copy in copies:
-                by_name[copy.name][copy.label] = None
+                by_name[copy.name][_shown(copy.label, kind)] = None
             merged.conflicts.append({name: " and ".join(labels) for name, labels in by_name.items()})
             continue
         splits = {copy.split for copy in copies}

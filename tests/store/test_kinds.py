@@ -319,3 +319,54 @@ def test_of_many_labels_some_are_named(tmp_path):
     path = table(tmp_path / "t.csv", ["path", "tags", "split"], rows)
     with pytest.raises(TaskError, match="'x51', 'x52', 'x53', 'x54', 'x55' and 44 more occurs in the test part"):
         add(tmp_path, labels_from_csv(path, kind="multilabel"))
+
+
+def test_a_row_for_each_label_says_what_a_list_says(tmp_path):
+    """As Open Images, and tables of boxes, are written."""
+    lists = [[name, tags(k)] for k, name in enumerate(FILES)]
+    long = [[name, tag, k] for k, (name, said) in enumerate(lists) for tag in said.split(";")]
+    listed = labels_from_csv(table(tmp_path / "a.csv", ["path", "tags"], lists), kind="multilabel", blank="negative")
+    path = table(tmp_path / "b.csv", ["path", "tags", "number"], long)
+    found = labels_from_csv(path, label_column="tags", kind="multilabel", blank="negative")
+    assert found.labels == listed.labels
+    (warning,) = found.warnings
+    several = sum(said.count(";") > 0 for _, said in lists)
+    assert (warning.kind, warning.count) == ("joined_rows", several)
+    assert "first 000.jpg is seven, three, two: they hold together" in warning.text
+    # What differs in more than the label is no list of labels: it is left out, aloud.
+    split = [[*row[:2], "train" if row[0] > "050" or row[1] != "two" else "test"] for row in long]
+    labels = labels_from_csv(
+        table(tmp_path / "c.csv", ["path", "tags", "split"], split), kind="multilabel", blank="negative"
+    )
+    _, task = add(tmp_path, labels)
+    torn = [name for name, said in lists if name <= "050" and "two" in said and ";" in said]
+    assert task.about["num_conflicts"] == len(torn) > 0
+    assert task.about["conflicts"][0] == {"000.jpg": "two and three and seven"}
+
+
+def test_several_classes_of_one_sample_are_said(tmp_path):
+    rows = [["000.jpg", kind] for kind in ("Dead", "Alive", "Dead")]
+    path = table(tmp_path / "t.csv", ["path", "label"], rows)
+    said = "1 samples have several that differ, first 000.jpg is Dead and Alive; if one sample may have several"
+    with pytest.raises(TaskError, match=said):
+        add(tmp_path, labels_from_csv(path))
+
+
+def test_lists_between_commas_are_told_however_many_names_there_are(tmp_path):
+    spoken = [[name, ", ".join(["English", *([f"x{k}", "French"] if k % 2 else [])])] for k, name in enumerate(FILES)]
+    rows = [[name, said if k else "Thai"] for k, (name, said) in enumerate(spoken)]
+    found = labels_from_csv(table(tmp_path / "t.csv", ["path", "tags"], rows), kind="multilabel").warnings
+    assert [warning.kind for warning in found] == ["joined_labels"]
+    # Names of several words are no lists of words.
+    rows = [
+        [name, f"{word} bear" if k % 2 else f"fish {k}"]
+        for k, (name, word) in enumerate(zip(FILES, "abcde" * 20, strict=True))
+    ]
+    labels = labels_from_csv(table(tmp_path / "t.csv", ["path", "tags"], rows), kind="multilabel")
+    assert labels.warnings == ()
+
+
+def test_of_very_many_columns_some_are_named(tmp_path):
+    path = table(tmp_path / "t.csv", [f"c{k}" for k in range(99)], [list(range(99))])
+    with pytest.raises(TaskError, match=r"it has: c0, c1, .*, c19 and 79 more; name it with --path-column"):
+        labels_from_csv(path)
