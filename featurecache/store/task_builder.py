@@ -19,7 +19,7 @@ from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels, 
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
 from featurecache.store.spellings import merged_spellings
-from featurecache.store.task_splits import check_groups, check_splits, make_splits, previous_splits
+from featurecache.store.task_splits import check_groups, check_splits, few_left_warnings, make_splits, previous_splits
 from featurecache.store.tasks import UNKNOWN, Task, known_of
 
 
@@ -84,6 +84,7 @@ def build_task(
             why = f"{len(merged.conflicts)} samples have several that differ, first {shortened(first)}{advice}"
         raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
     task = _assemble(name, labels, merged, samples, random_state=random_state, missing=len(missing), previous=previous)
+    warnings += few_left_warnings(task)
     if warnings:
         task.about["warnings"] = [warning.to_json() for warning in warnings]
     return task

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import TaskError
+from featurecache.errors import ReportWarning, TaskError
 from featurecache.hashing import digest_bytes
-from featurecache.specs import TaskKind
+from featurecache.specs import TASK_NOUNS, TaskKind
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Ids, find_ids
 from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
-from featurecache.store.tasks import Task, known_of
+from featurecache.store.tasks import Task, class_counts, known_of
 
 _MOST_NAMES = 5
 """In a message of one line."""
+_FEWEST = 20
+"""Samples of a task; of fewer, a fifth says nothing."""
 
 
 def make_splits(
@@ -177,6 +179,30 @@ def check_splits(task: Task) -> None:
             raise TaskError(
                 f"task {task.name!r}: {names} occurs in the {split} part but never in train; correct the splits"
             )
+
+
+def few_left_warnings(task: Task) -> list[ReportWarning]:
+    """Return a warning where made splits leave few samples to judge by, as nearly all are needed to learn rare classes.
+
+    Parameters
+    ----------
+    task : Task
+    """
+    num_samples, num_left = len(task.ids), int((task.splits > 0).sum())
+    if (
+        task.about["splits"] != "made"
+        or task.kind == "regression"
+        or num_samples < _FEWEST
+        or num_left >= num_samples / 5
+    ):
+        return []
+    of_each = class_counts(task)
+    once = sum(count == 1 for count in of_each.values())
+    text = (
+        f"only {num_left} of {num_samples} samples are left to validate and test on: {once} of {len(of_each)} "
+        f"{TASK_NOUNS[task.kind]} have one sample, which is needed to learn them; name fewer, or another label column"
+    )
+    return [ReportWarning(kind="few_left", count=num_left, text=text)]
 
 
 def _some_names(task: Task, numbers: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,22 @@ def test_every_label_is_in_train_however_rare(tmp_path, grouped):
     table(path, ["path", "tags", "photo"], rows[::-1])
     labels = labels_from_csv(path, label_column="tags", kind="multilabel", **options)
     np.testing.assert_array_equal(store.add_task("u", labels).splits, task.splits)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "classification"])
+def test_that_rare_classes_leave_little_to_judge_by_is_told(tmp_path, kind):
+    def warned(number):
+        rows = [[name, f"x{k}" if k < number else "a" if k % 2 else "b"] for k, name in enumerate(FILES)]
+        path = table(tmp_path / f"{number}.csv", ["path", "tags"], rows)
+        (tmp_path / str(number)).mkdir()
+        _, task = add(tmp_path / str(number), labels_from_csv(path, kind=kind))
+        return [warning["text"] for warning in task.about.get("warnings", []) if warning["kind"] == "few_left"]
+
+    assert warned(10) == []
+    (text,) = warned(80)
+    assert re.match(
+        r"only \d+ of 100 samples are left to validate and test on: 80 of 82 (labels|classes) have one", text
+    )
 
 
 def test_labels_of_one_sample_each_leave_nothing_to_test_on(tmp_path):
