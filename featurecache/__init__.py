@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featurecache.evaluation.scores import evaluate as evaluate
     from featurecache.evaluation.training import train_heads as train_heads
     from featurecache.extraction.extract import extract as extract
+    from featurecache.extraction.source_scan import scan as scan
     from featurecache.heads.fitting import fit_head as fit_head
     from featurecache.heads.registry import list_heads as list_heads
     from featurecache.heads.registry import make_head as make_head
@@ -72,6 +73,7 @@ _HOMES = {
     "name_module": "backbones.providers.module_in_memory",
     "predict": "deployment.predict",
     "run": "run",
+    "scan": "extraction.source_scan",
     "set_verbosity": "progress",
     "train_heads": "evaluation.training",
 }

@@ -102,23 +102,17 @@ def write_explorer_table(
     if feature_set.num_views is not None or not feature_set.is_pooled:
         raise RequestError(f"a map is made of plain, pooled features; {feature_set.tap} is not that")
     rows, num_left_out = _rows(store, feature_set, task, max_rows, random_state)
-    X = feature_set.open().read(rows).astype(np.float32).reshape(len(rows), -1)
-    columns: dict[str, Any] = {}
-    images = [] if source is None else list(_thumbnails(store, source, rows))
-    if any(images):
-        columns["image"] = [None if image is None else {"bytes": image} for image in images]
+    images = _image_column(store, source, rows)
+    columns: dict[str, Any] = {} if images is None else {"image": images}
     columns["name"] = [name.encode("utf-8", "replace").decode() for name in store.samples.uris_of(rows)]
     if task is not None:
         columns |= _columns_of_task(store, task, rows)
-    copies = near_copies(X)
-    members = np.bincount(copies.group)[copies.group]
-    columns["near_copies"] = [int(g) if m > 1 else None for g, m in zip(copies.group, members, strict=True)]
-    plane = plane_of(X, map_by, random_state=random_state)
-    columns |= {"x": plane[:, 0], "y": plane[:, 1], "neighbors": list(_neighbours(X))}
+    X = feature_set.open().read(rows).astype(np.float32).reshape(len(rows), -1)
+    columns |= _columns_of_features(X, map_by, random_state)
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     with published(path, replace=replace) as partial:
         parquet.write_table(arrow.table(columns), partial)
-    num_pictures = sum(image is not None for image in images)
+    num_pictures = sum(image is not None for image in images or ())
     return ExplorerTable(len(rows), num_left_out, num_pictures, tuple(columns))
 
 
@@ -134,6 +128,25 @@ def _rows(
         return rows, 0
     some = np.random.default_rng(random_state).choice(rows, max_rows, replace=False)
     return np.sort(some), len(rows) - max_rows
+
+
+def _image_column(store: FeatureStore, source: Source | None, rows: Rows) -> list[dict[str, bytes] | None] | None:
+    """Return thumbnails as Parquet's explorers read them; None where there is not one."""
+    images = [] if source is None else list(_thumbnails(store, source, rows))
+    return [None if image is None else {"bytes": image} for image in images] if any(images) else None
+
+
+def _columns_of_features(X: NDArray[np.float32], map_by: MapName, random_state: int) -> dict[str, Any]:
+    """Return who is near whom: near-copies, places in a plane, and neighbours."""
+    group = near_copies(X).group
+    num_members = np.bincount(group)[group]
+    plane = plane_of(X, map_by, random_state=random_state)
+    return {
+        "near_copies": [int(g) if m > 1 else None for g, m in zip(group, num_members, strict=True)],
+        "x": plane[:, 0],
+        "y": plane[:, 1],
+        "neighbors": list(_neighbours(X)),
+    }
 
 
 def _columns_of_task(store: FeatureStore, name: str, rows: Rows) -> dict[str, list[Any]]:

@@ -42,7 +42,7 @@ DEFAULT_ENCODER = "all_minilm_l6_v2"
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 DtypeChoice = Literal["auto", "float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
-PrecisionName = Literal["float32", "bfloat16", "float16"]
+PrecisionName = Literal["float32", "tf32", "bfloat16", "float16"]
 RuntimeName = Literal["auto", "torch", "openvino"]
 BatchNormPolicy = Literal["frozen", "train"]
 """Of norms that keep statistics, while layers are trained: leave these as they are, or learn them anew."""
@@ -209,7 +209,8 @@ class BackboneRequest:
     seed: int = 0
     """Of random weights."""
     precision: PrecisionName = "float32"
-    """Arithmetic of the forward pass: ``bfloat16`` and ``float16`` are several times as fast on GPUs."""
+    """Arithmetic of the forward pass: ``bfloat16`` and ``float16`` are several times as fast on GPUs; ``tf32``, float32
+    of which products round their factors to ten bits, is for CUDA GPUs from compute capability 8.0 on."""
 
     def __post_init__(self) -> None:
         check_choice("init", self.init, InitName)

@@ -34,8 +34,9 @@ class TrainingSettings:
     """For what thresholds of two classes, or of labels, are chosen: ``f1``, ``recall=0.95``, ``cost=5:1``, ..."""
     positive: str | None = None
     """Name of the positive one of two classes; the second when ``None``."""
-    n_jobs: int = -1
-    """Parallel fits, as in joblib; results don't depend on it."""
+    n_jobs: int | None = None
+    """Parallel fits, as in joblib; ``None``: as a `joblib.parallel_config` says, or one per core. No result depends on
+    it."""
     memory: int | None = None
     """Bytes of features in memory at most; half of what is free when ``None``."""
     keep: Literal["refitted", "evaluated"] | None = None

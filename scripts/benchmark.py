@@ -20,6 +20,7 @@
     python scripts/benchmark.py adaptation office.cache --task kind --domain 'amazon/*' --domain 'webcam/*'
     python scripts/benchmark.py recipe ants.cache ants/ --task kind --backbone torchvision:squeezenet1_1 --weights FILE
     python scripts/benchmark.py start-up photos --images 180
+    python scripts/benchmark.py texts --texts 320
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
@@ -35,7 +36,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import advice, ceilings, engines, extraction, heads, life, reading, recipe, small, start_up, tails, taps
+from benchmarks import (
+    advice,
+    ceilings,
+    engines,
+    extraction,
+    heads,
+    life,
+    reading,
+    recipe,
+    small,
+    start_up,
+    tails,
+    taps,
+    texts,
+)
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
 Options = Callable[[argparse.ArgumentParser], None]
@@ -107,6 +122,7 @@ def main() -> None:
         "recipe": (recipe.bench_recipe, recipe.add_recipe_options),
         "start-up": (start_up.bench_start_up, start_up.add_start_up_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
+        "texts": (texts.bench_texts, texts.add_texts_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
     }
     for name, (bench, add_options) in benches.items():

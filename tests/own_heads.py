@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from typing import Any, Self
 
@@ -74,4 +76,13 @@ class Slow(DummyClassifier):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         time.sleep(self.seconds)
+        return super().fit(X, y, sample_weight)
+
+
+class Whereabouts(DummyClassifier):
+    """A head that knows in which process and thread it was fitted."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        self.where_ = [os.getpid(), threading.get_ident()]
+        time.sleep(0.2)  # so that one worker does not do the work of two
         return super().fit(X, y, sample_weight)

@@ -30,6 +30,7 @@ FLOORS = {
     "machine": 1,
     "json_tables": 1,
     "table_dialects": 1,
+    "devices": 1,
     "tables": 1,
     "table_output": 1,
     "display": 1,

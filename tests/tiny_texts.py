@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from conftest import need
 
 ANIMALS = ("cat", "dog", "bird", "horse")
@@ -25,7 +26,8 @@ def write_encoder(folder: Path, *, seed: int = 0, words: tuple[str, ...] = WORDS
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(words) + 4, max_position_embeddings=MAX_TOKENS, **{**sizes, **settings})
+    sizes |= {"vocab_size": len(words) + 4, "max_position_embeddings": MAX_TOKENS}
+    config = BertConfig(**{**sizes, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # The usual spread of initial weights is so small that everything a random network says is much alike.
@@ -49,6 +51,26 @@ def write_tokenizer(folder: Path, words: tuple[str, ...] = WORDS) -> None:
     tokenizer.enable_padding(length=7)
     tokenizer.enable_truncation(5)
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def by_hand(encoder: Path, text: str, *, max_tokens: int = MAX_TOKENS) -> np.ndarray:
+    """One text through the network, not padded at all -> last states (T, D)."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import BertModel
+
+    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    network = BertModel.from_pretrained(encoder).eval()
+    with torch.no_grad():
+        return network(input_ids=torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0].numpy()
+
+
+def shards(cache: Path) -> dict[str, bytes]:
+    """Everything that is stored of features, by name."""
+    folder = cache / "features"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.*")) if p.is_file()}
 
 
 def some_texts(count: int) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featurecache.advice.arms import PIXELS
+from featurecache.backbones.providers.module_in_memory import PREFIX as MODULE_PREFIX
 from featurecache.errors import command_line
 from featurecache.store.feature_sets import FeatureSet, choose, prefer_wider
 from featurecache.store.store import FeatureStore
@@ -59,7 +60,7 @@ class Commands:
         return {
             "pixels": self._extract(f"pixels:{PIXELS}"),
             "colours": self._extract("colours"),
-            "untrained": self._extract(feature_set.identity.backbone, "--init", "random", "--tap", feature_set.tap),
+            "untrained": self._extract(_name_of(feature_set), "--init", "random", "--tap", feature_set.tap),
         }
 
     def extract(self, feature_set: FeatureSet, tap: str, *options: str) -> str:
@@ -114,8 +115,15 @@ class Commands:
     def _network(self, feature_set: FeatureSet) -> list[str]:
         """Return the name of a network, and that its weights are in a file that has to be named again."""
         weights = ["--weights", "FILE"] if feature_set.about.weights_source.startswith("file ") else []
-        return [feature_set.identity.backbone, *weights]
+        return [_name_of(feature_set), *weights]
 
     def _extract(self, backbone: str, *options: str) -> str:
         words = [self._source, *self._source_options, "--cache", self._store.path, "--backbone", backbone]
         return command_line("extract", *words, *options)
+
+
+def _name_of(feature_set: FeatureSet) -> str:
+    """Return what to call a network on a command line."""
+    name = feature_set.identity.backbone
+    # One in the memory of a program is out of a command's reach, but for a function that makes it.
+    return "python:MODULE:FACTORY" if name.startswith(MODULE_PREFIX) else name

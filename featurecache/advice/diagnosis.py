@@ -3,7 +3,7 @@
 The decomposition is Ng's ("Machine Learning Yearning", 2018, chapters 20 to 43): error in the sample (avoidable bias,
 as far as the task can be done without error), out of fold less in the sample (variance), on the target less out of fold
 (mismatch), and on test data less on the data that choices were made by (overfitting to the dev set). A gap is named
-only where its interval excludes zero and it is larger than the next by more than chance.
+only where its interval excludes zero and it is larger than the next by more than chance (5 %, one-sided).
 """
 
 from __future__ import annotations
@@ -57,15 +57,20 @@ def diagnosis_finding(
         By gap: what to run next.
     """
     others = dict(others or {})
-    within = {"bias": mean_difference(in_sample, groups), "variance": mean_difference(out_of_fold - in_sample, groups)}
-    gaps = {name: (found.mean, found.low, found.high, found.error) for name, found in within.items()}
+    fit = {"in sample": (in_sample, groups), "out of fold": (out_of_fold, groups)}
+    gaps = {
+        "bias": _Gap({"fit": (in_sample, groups)}),
+        "variance": _Gap({"fit": (out_of_fold - in_sample, groups)}),
+    }
     if target is not None:
-        gaps["mismatch"] = _gap_between((target, target_groups), (out_of_fold, groups))
+        gaps["mismatch"] = _Gap({"target": (target, target_groups), "fit": (-out_of_fold, groups)})
     # Test data are compared with what choices were made by: the target where there is one.
-    chosen_by = (target, target_groups) if target is not None else others.get("dev")
-    if chosen_by is not None and "test" in others:
-        gaps["overfitting to dev"] = _gap_between(others["test"], chosen_by)
-    errors = {"largest class": (floor, groups), "in sample": (in_sample, groups), "out of fold": (out_of_fold, groups)}
+    if "test" in others and target is not None:
+        gaps["overfitting to dev"] = _Gap({"test": others["test"], "target": (-target, target_groups)})
+    elif "test" in others and "dev" in others:
+        dev, dev_groups = others["dev"]
+        gaps["overfitting to dev"] = _Gap({"test": others["test"], "dev": (-dev, dev_groups)})
+    errors = {"largest class": (floor, groups), **fit}
     errors |= {name: values for name, values in others.items() if name != "test"}
     errors |= {} if target is None else {target_name: (target, target_groups)}
     errors |= {"test": others["test"]} if "test" in others else {}
@@ -75,26 +80,24 @@ def diagnosis_finding(
             name: {"error": found.mean, "low": found.low, "high": found.high, "n": float(found.n)}
             for name, found in means.items()
         },
-        "gaps": {name: {"gap": gap[0], "low": gap[1], "high": gap[2]} for name, gap in gaps.items()},
+        "gaps": {name: {"gap": gap.mean, "low": gap.low, "high": gap.high} for name, gap in gaps.items()},
     }
-    order = sorted(gaps, key=lambda name: -gaps[name][0])
-    first, second = gaps[order[0]], gaps[order[1]]
-    # As of two independent gaps.
-    exceeds = first[0] - second[0] > 1.96 * float(np.hypot(first[3], second[3]))
-    shown = ", ".join(f"{name} {in_words(*gaps[name][:3])}" for name in order)
+    order = sorted(gaps, key=lambda name: -gaps[name].mean)
+    first = gaps[order[0]]
+    shown = ", ".join(f"{name} {in_words(gaps[name].mean, gaps[name].low, gaps[name].high)}" for name in order)
     n = len(out_of_fold) + (0 if target is None else len(target))
     basis = "errors of a linear probe: in the sample, out of fold" + ("" if target is None else f", on {target_name}")
     verdict, text, command = "cannot tell", f"no gap stands out: {shown}", None
-    if first[1] > 0 and exceeds:
+    if first.low > 0 and first.exceeds(gaps[order[1]]):
         verdict, command = order[0], (commands or {}).get(order[0])
         text = f"the largest gap is {verdict}: {shown}; what helps is {_WHAT_TO_DO[verdict]}"
     return Finding(
         question="diagnosis",
         verdict=verdict,
         text=text,
-        figure=first[0],
-        low=first[1],
-        high=first[2],
+        figure=first.mean,
+        low=first.low,
+        high=first.high,
         n=n,
         basis=basis,
         next_command=command,
@@ -102,13 +105,42 @@ def diagnosis_finding(
     )
 
 
-def _gap_between(later: ErrorsOf, earlier: ErrorsOf) -> tuple[float, float, float, float]:
-    """Return the difference of two mean errors of different rows, with its interval and standard error."""
-    apart, before = mean_difference(*later), mean_difference(*earlier)
-    difference, error = apart.mean - before.mean, float(np.hypot(apart.error, before.error))
-    # One of both has too few rows or groups for an interval.
-    if not np.isfinite(error):
-        return difference, -np.inf, np.inf, np.inf
-    # Degrees of freedom of the smaller one: an interval that is rather too wide.
-    half = float(student_t.ppf(0.975, min(apart.num_units, before.num_units) - 1)) * error
-    return difference, difference - half, difference + half, error
+class _Gap:
+    """A difference of mean errors: a sum of means, each over the rows of another sample.
+
+    Parameters
+    ----------
+    terms : mapping of str to (values, groups)
+        By the name of the sample; two gaps that name the same one have the same rows there.
+    """
+
+    def __init__(self, terms: Mapping[str, ErrorsOf]) -> None:
+        self._terms = terms
+        self.mean, self._error, self._num_units = _sum_of_means(terms)
+        # Where one of the samples has too few rows or groups for an interval, the sum has none.
+        half = self._quantile(0.975) * self._error
+        self.low, self.high = self.mean - half, self.mean + half
+
+    def exceeds(self, other: _Gap) -> bool:
+        """Tell whether this gap is the larger one; wrong for at most 5 % of the samples that could have been drawn.
+
+        One-sided, because what may be wrong is the direction: of two equal gaps either may be named.
+        """
+        # Row by row where both have the rows: the errors out of fold are in two gaps, with opposite signs.
+        difference = dict(self._terms)
+        for sample, (values, groups) in other._terms.items():
+            own = difference[sample][0] if sample in difference else 0.0
+            difference[sample] = own - values, groups
+        mean, error, num_units = _sum_of_means(difference)
+        return bool(mean > float(student_t.ppf(0.95, max(num_units - 1, 1))) * error)
+
+    def _quantile(self, level: float) -> float:
+        # Degrees of freedom of the smallest sample: an interval that is rather too wide.
+        return float(student_t.ppf(level, max(self._num_units - 1, 1)))
+
+
+def _sum_of_means(terms: Mapping[str, ErrorsOf]) -> tuple[float, float, int]:
+    """Return the sum, its standard error, and the rows or groups of the smallest sample."""
+    found = [mean_difference(values, groups) for values, groups in terms.values()]
+    mean = sum(term.mean for term in found)
+    return mean, float(np.linalg.norm([term.error for term in found])), min(term.num_units for term in found)

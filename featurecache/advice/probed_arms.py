@@ -66,7 +66,7 @@ def fit_probes(
 
     num_threads = min(num_cores() if n_jobs < 0 else max(n_jobs, 1), len(evidence.arms))
     # Threads: what takes long is linear algebra, which lets others run.
-    return list(Parallel(n_jobs=num_threads, prefer="threads")(delayed(fit)(arm) for arm in evidence.arms))
+    return list(Parallel(n_jobs=num_threads, require="sharedmem")(delayed(fit)(arm) for arm in evidence.arms))
 
 
 def _names_of(evidence: Evidence) -> dict[str, str]:

@@ -27,27 +27,34 @@ _CONFIG = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
 
 
 class OpenVinoRuntime:
-    """A compiled backbone for one batch shape.
+    """A compiled backbone for one batch shape, or of texts for several lengths.
 
     Parameters
     ----------
     module
         Loaded inputs to a tuple of features.
     example
-        A batch: its shape and type are those of every batch.
+        A batch: its shape and type are those of every batch, but for the length of texts.
+    lengths
+        See `Runtime.lengths`.
     """
 
     name = "openvino"
     device = "cpu"
     precision = "float32"
+    norms_folded = False
     trial: Mapping[str, float] = {}
 
-    def __init__(self, module: Normalized, example: np.ndarray) -> None:
+    def __init__(self, module: Normalized, example: np.ndarray, lengths: tuple[int, ...] = ()) -> None:
         self._names = [tap.name for tap in module.tapped.taps]
-        self._shape, self._dtype, self.batch_size = example.shape, example.dtype, len(example)
-        model = _convert_quickly(module, example)
+        self._dtype, self.batch_size, self.lengths = example.dtype, len(example), lengths
+        # One program for all lengths: one for each would hold the weights as often, and each took 0.8 s to compile.
+        several = len(lengths) > 1
+        self._shapes = [(len(example), length) for length in lengths] if several else [example.shape]
+        shape = [len(example), -1] if several else list(example.shape)
+        model = _convert_quickly(module, example, shape)
         if model is None:
-            model = _convert(module, example, num_examples=len(example))
+            model = _convert(module, example, shape, num_examples=len(example))
         self._compiled: Any = openvino.Core().compile_model(model, "CPU", _CONFIG)
         # Twice what the streams need, so that none starves while the oldest result is waited for.
         num_requests = 2 * self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
@@ -80,8 +87,9 @@ class OpenVinoRuntime:
         self._compiled = None
 
     def _launch(self, batch: np.ndarray) -> tuple[Any, np.ndarray]:
-        if batch.shape != self._shape or batch.dtype != self._dtype:
-            raise RequestError(f"this runtime takes {self._dtype} {self._shape}, got {batch.dtype} {batch.shape}")
+        if batch.shape not in self._shapes or batch.dtype != self._dtype:
+            taken = " or ".join(map(str, self._shapes))
+            raise RequestError(f"this runtime takes {self._dtype} {taken}, got {batch.dtype} {batch.shape}")
         batch = np.ascontiguousarray(batch)
         request = self._idle.pop()
         request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
@@ -97,17 +105,18 @@ class OpenVinoRuntime:
         return dict(zip(self._names, arrays, strict=True))
 
 
-def _convert_quickly(module: Normalized, batch: np.ndarray) -> Any:
+def _convert_quickly(module: Normalized, batch: np.ndarray, shape: list[int]) -> Any:
     """Convert by a trace of few inputs, as that runs the network a dozen times; ``None`` if it keeps their number."""
     try:
-        model = _convert(module, batch, num_examples=2)
+        model = _convert(module, batch, shape, num_examples=2)
     except RuntimeError:  # of shapes that do not go together; whatever it is, it comes again
         return None
-    expected = [(len(batch), *tap.shape) for tap in module.tapped.taps]
-    return model if [tuple(o.get_partial_shape().to_shape()) for o in model.outputs] == expected else None
+    expected = [openvino.PartialShape([len(batch), *tap.shape]) for tap in module.tapped.taps]
+    found = [output.get_partial_shape() for output in model.outputs]
+    return model if all(shape.same_scheme(other) for shape, other in zip(found, expected, strict=True)) else None
 
 
-def _convert(module: Normalized, batch: np.ndarray, *, num_examples: int) -> Any:
+def _convert(module: Normalized, batch: np.ndarray, shape: list[int], *, num_examples: int) -> Any:
     example = torch.from_numpy(np.concatenate([batch] * num_examples)[:num_examples])
 
     def forward(batch_BX: Tensor) -> tuple[Tensor, ...]:
@@ -121,7 +130,7 @@ def _convert(module: Normalized, batch: np.ndarray, *, num_examples: int) -> Any
         warnings.simplefilter("ignore")
         # Traced here, because the converter would trace twice and compare, which takes longer than all the rest.
         traced = torch.jit.trace(forward, example, check_trace=False, strict=False)
-        return openvino.convert_model(traced, example_input=example, input=[list(batch.shape)])
+        return openvino.convert_model(traced, example_input=example, input=[shape])
 
 
 @contextmanager

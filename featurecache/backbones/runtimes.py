@@ -7,7 +7,8 @@ with other networks PyTorch was as quick. So ``auto`` lets both run for a moment
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,9 +19,11 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.input_kinds import input_kind_of
+from featurecache.backbones.lengths import full_length, lengths_for
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, checked_device, measured_rate
+from featurecache.devices import exact_float32
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
 from featurecache.machine import num_cores
 
@@ -34,6 +37,8 @@ TOLERANCE = 1e-3
 _FEW_FOR_A_GPU = 128
 # Batches.
 _TOO_FEW_TO_PREPARE = 9
+# Texts. To see whether padding is hidden takes as long as two of the greatest length.
+_TOO_FEW_TO_SORT = 8
 # Of each runtime on a CPU. Where one is the faster by so little that this does not tell, either will do.
 _TRIAL_SECONDS = 0.15
 
@@ -45,22 +50,28 @@ class Runtime(Protocol):
     """``torch`` or ``openvino``: what computes the features from here on."""
     device: str
     """Where it computes."""
-    batch_size: int
-    """Inputs in each batch that it takes."""
     precision: str
     """Arithmetic of the forward pass."""
+    lengths: tuple[int, ...]
+    """Tokens to which texts may be padded, ascending, the preprocess's greatest last; of images none."""
+    norms_folded: bool
+    """Batch norms are part of the convolutions before them."""
     trial: Mapping[str, float]
     """Inputs per second of each runtime that was tried before this one was chosen; empty if none was."""
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in each batch that it takes; fewer once a batch has not fitted the memory."""
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """Turn batches of one shape, uint8 (B, H, W, 3) or int32 (B, T), into {tap name: float32 (B, ...)}.
 
-        Order is kept and few batches are ahead of their results. A batch must not be written to before its result
-        has come.
+        Of texts, T is one of the lengths. Order is kept and few batches are ahead of their results. A batch must not be
+        written to before its result has come.
         """
 
     def compare_again(self) -> None:
-        """Compare the next batch with the reference once more, where there is anything to compare."""
+        """Compare the next batch of each shape with the reference once more, where there is anything to compare."""
 
     def close(self) -> None:
         """Let go of what the runtime holds."""
@@ -75,6 +86,8 @@ def open_runtime(
     batch_size: int | None = None,
     remembered: str | None = None,
     num_inputs: int | None = None,
+    lengths: Sequence[int] | None = None,
+    norms_folded: bool | None = None,
 ) -> Runtime:
     """Prepare a backbone for execution.
 
@@ -94,6 +107,11 @@ def open_runtime(
     num_inputs
         How many inputs there are, if that is known and nothing will come later: for few of them, preparing a faster
         runtime, or folding batch norms, takes longer than it saves.
+    lengths
+        Of texts, the padded lengths that made the earlier features of a cache.
+    norms_folded
+        Whether torch is to fold batch norms, as it did for the earlier features of a cache; by default where that
+        saves time. A network that does not bear it is left as it is.
     """
     device = _device_for(runtime, device)
     on_cpu = checked_device(device).type == "cpu"
@@ -101,7 +119,10 @@ def open_runtime(
         batch_size = max(num_inputs, 1)  # a trial of sizes would take longer
     size = batch_size or CPU_BATCH_SIZE
     num_batches = None if num_inputs is None else max(-(-num_inputs // size), 1)
-    reference = TorchRuntime(backbone, taps, device=device, batch_size=batch_size, num_batches=num_batches)
+    few_texts = lengths is None and num_inputs is not None and num_inputs <= _TOO_FEW_TO_SORT
+    usable = lengths_for(backbone, taps, recorded=full_length(backbone) if few_texts else lengths)
+    in_torch = partial(TorchRuntime, taps=taps, device=device, num_batches=num_batches, lengths=usable)
+    reference = in_torch(backbone, batch_size=batch_size)
     chosen = _choose(reference.device, remembered) if runtime == "auto" else runtime
     # Converting and compiling takes seconds, as much as a few batches.
     if chosen == "try" and (num_batches or _TOO_FEW_TO_PREPARE) < _TOO_FEW_TO_PREPARE:
@@ -110,17 +131,19 @@ def open_runtime(
     torch_runtime: Runtime = reference
     # Folding norms and comparing what comes of it takes as long as twenty inputs, and saves a fifth of each. What was
     # made with them folded goes on so.
-    is_worth_folding = remembered is not None or (num_batches or _TOO_FEW_TO_PREPARE) >= _TOO_FEW_TO_PREPARE
-    if is_worth_folding and (folded := _folded(backbone, taps)) is not None:
-        quick = TorchRuntime(folded, taps, device=device, batch_size=reference.batch_size, num_batches=num_batches)
+    if norms_folded is None:
+        norms_folded = remembered is not None or (num_batches or _TOO_FEW_TO_PREPARE) >= _TOO_FEW_TO_PREPARE
+    if norms_folded and (folded := _folded(backbone, taps, reference.device)) is not None:
+        quick = in_torch(folded, batch_size=reference.batch_size, norms_folded=True)
         torch_runtime = ComparedRuntime(quick, reference, what="torch with folded batch norms")
     if chosen == "torch":
         return torch_runtime
-    # Of the batch size of the reference: OpenVINO compiles for one shape.
-    example = _example_of(backbone, reference.batch_size)
-    converted = _prepare_openvino(backbone, taps, example, required=runtime == "openvino")
+    # Of the batch size of the reference: OpenVINO compiles for one.
+    converted = _prepare_openvino(backbone, taps, reference, required=runtime == "openvino")
     if converted is None:
         return torch_runtime
+    # Of texts, at a length in the middle: what they will be is not known yet.
+    example = _example_of(backbone, reference.batch_size, usable[len(usable) // 2] if usable else None)
     rates = {runtime.name: _rate(runtime, example) for runtime in (quick, converted)} if chosen == "try" else {}
     if rates and rates["openvino"] <= rates["torch"]:
         converted.close()
@@ -143,7 +166,9 @@ def _device_for(runtime: str, device: str) -> str:
 
 
 class ComparedRuntime:
-    """A faster runtime whose first batch is compared with the reference, which takes over where they differ.
+    """A faster runtime whose first batches are compared with the reference, which takes over where they differ.
+
+    One batch of each shape is: of images there is one shape, of texts one for each length.
 
     Parameters
     ----------
@@ -168,22 +193,31 @@ class ComparedRuntime:
     ) -> None:
         self._reference, self._what, self._required = reference, what, required
         self.trial = trial or {}
-        self._compared = False
+        self._compared: set[tuple[int, ...]] = set()
         self._use(fast)
 
     def _use(self, runtime: Runtime) -> None:
-        """Take what people see of a runtime from this one; it changes with the first batch of a run only."""
+        """Take what people see of a runtime from this one."""
         self._active, self.name, self.device = runtime, runtime.name, runtime.device
-        self.batch_size, self.precision = runtime.batch_size, runtime.precision
+        self.precision, self.norms_folded, self.lengths = runtime.precision, runtime.norms_folded, runtime.lengths
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in each batch; fewer once a batch has not fitted the memory."""
+        return self._active.batch_size
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
         remaining = iter(batches)
-        if not self._compared:
-            if (first := next(remaining, None)) is None:
-                return
-            yield self._compare(first)
-        yield from self._active.map(remaining)
+        batch = next(remaining, None)
+        while batch is not None:
+            if self._active is not self._reference and batch.shape not in self._compared:
+                yield self._compare(batch)
+                batch = next(remaining, None)
+            else:
+                known = _KnownShapes(batch, remaining, None if self._active is self._reference else self._compared)
+                yield from self._active.map(known)
+                batch = known.following
 
     def _compare(self, batch: np.ndarray) -> Features:
         """Compute a batch by both, and go on with the reference where the fast one fails or differs."""
@@ -193,7 +227,7 @@ class ComparedRuntime:
             problem = disagreement(found, expected)
         except RuntimeError as error:
             problem = f"it fails on the first batch ({first_line(error)})"
-        self._compared = True
+        self._compared.add(batch.shape)
         if problem is None:
             return found
         message = f"runtime {self._what} does not agree with torch: {problem}"
@@ -206,12 +240,35 @@ class ComparedRuntime:
 
     def compare_again(self) -> None:
         """See `Runtime.compare_again`."""
-        self._compared = self._active is self._reference
+        self._compared.clear()
 
     def close(self) -> None:
         """See `Runtime.close`."""
         self._active.close()
         self._reference.close()
+
+
+class _KnownShapes:
+    """A batch and those after it, up to the first of a shape that is not known; that one is kept.
+
+    Parameters
+    ----------
+    first, remaining
+        Batches.
+    shapes
+        Those that are known; ``None``: all.
+    """
+
+    def __init__(
+        self, first: np.ndarray, remaining: Iterator[np.ndarray], shapes: Collection[tuple[int, ...]] | None
+    ) -> None:
+        self.following: np.ndarray | None = first
+        self._remaining, self._shapes = remaining, shapes
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while (batch := self.following) is not None and (self._shapes is None or batch.shape in self._shapes):
+            yield batch
+            self.following = next(self._remaining, None)
 
 
 def disagreement(features: Features, expected: Features) -> str | None:
@@ -229,7 +286,7 @@ def disagreement(features: Features, expected: Features) -> str | None:
     return None
 
 
-def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
+def _folded(backbone: Backbone, taps: Sequence[Tap], device: str) -> Backbone | None:
     """Return the backbone with its batch norms folded, where there are any and its taps bear it.
 
     Not in half precision: folded weights span a wider range, and rounding them moves features by percents.
@@ -241,7 +298,8 @@ def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
         if not num_folded:
             return None
         inputs = example_inputs(backbone)
-        with torch.inference_mode():
+        # As the runtime computes: in TF32, which convolutions have by default, EfficientNet-Lite0 differs by 4.5e-3.
+        with torch.inference_mode(), exact_float32(device):
             found, expected = (
                 {name: values.cpu().numpy() for name, values in TappedBackbone(candidate, taps)(inputs).items()}
                 for candidate in (folded, backbone)
@@ -250,7 +308,10 @@ def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
     except Exception as error:
         _log.info("%s: batch norms are not folded (%s)", backbone.name, first_line(error))
         return None
-    return folded if disagreement(found, expected) is None else None
+    if (problem := disagreement(found, expected)) is not None:
+        _log.info("%s: batch norms are not folded (%s)", backbone.name, problem)
+        return None
+    return folded
 
 
 def _choose(device: str, remembered: str | None) -> str:
@@ -264,9 +325,12 @@ def _choose(device: str, remembered: str | None) -> str:
 
 
 def _prepare_openvino(
-    backbone: Backbone, taps: Sequence[Tap], example: np.ndarray, *, required: bool
+    backbone: Backbone, taps: Sequence[Tap], reference: TorchRuntime, *, required: bool
 ) -> OpenVinoRuntime | None:
-    """Convert and compile; ``None``, with a warning, where that cannot be and need not."""
+    """Convert and compile; ``None``, with a warning, where that cannot be and need not.
+
+    The size of batches, and the lengths of texts, are those of the reference.
+    """
     if find_spec("openvino") is None:
         raise MissingExtraError("openvino", "cpu")
     from featurecache.backbones.openvino_runtime import OpenVinoRuntime
@@ -276,8 +340,15 @@ def _prepare_openvino(
             raise RequestError(f"runtime openvino computes in float32, not in {backbone.identity.precision}; use torch")
         return None
     traced = Normalized(TappedBackbone(backbone, taps), backbone.preprocess)
+    example, lengths = _example_of(backbone, reference.batch_size), reference.lengths
     try:
-        return OpenVinoRuntime(traced, example)
+        converted = OpenVinoRuntime(traced, example, lengths)
+        if len(lengths) < 2 or _agrees_at(converted, reference, _example_of(backbone, len(example), lengths[0])):
+            return converted
+        # A loop over tokens is traced with as many steps as the example has: so many tokens, or plain torch, which is
+        # then faster with few.
+        converted.close()
+        return OpenVinoRuntime(traced, example, lengths[-1:]) if required else None
     # Converters fail in many ways, and for `auto` none of them is a reason not to compute.
     except Exception as error:
         message = f"openvino cannot convert {backbone.name} ({type(error).__name__}: {first_line(error)})"
@@ -294,10 +365,21 @@ def _rate(runtime: Runtime, example: np.ndarray) -> float:
         return 0.0
 
 
-def _example_of(backbone: Backbone, batch_size: int) -> np.ndarray:
+def _agrees_at(runtime: Runtime, reference: Runtime, batch: np.ndarray) -> bool:
+    """Tell whether a runtime gives a batch the features of the reference."""
+    (expected,) = reference.map([batch])
+    try:
+        (found,) = runtime.map([batch])
+    except RuntimeError:
+        return False
+    return disagreement(found, expected) is None
+
+
+def _example_of(backbone: Backbone, batch_size: int, length: int | None = None) -> np.ndarray:
     """Return a batch to trace with. Of texts it has padding, so that no branch is taken that full texts allow."""
     kind = input_kind_of(backbone.preprocess)
-    example = np.zeros((batch_size, *kind.shape(backbone.preprocess)), kind.dtype)
+    shape = kind.shape(backbone.preprocess) if length is None else (length,)
+    example = np.zeros((batch_size, *shape), kind.dtype)
     if kind.mask is not None:
         example[:, example.shape[1] // 2 :] = -1
     return example

@@ -16,20 +16,22 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
+from featurecache.backbones.casting import cast_once, has_own_methods
+from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
+from featurecache.devices import float32_as, has_tf32
 from featurecache.errors import BackboneError, RequestError
 from featurecache.machine import num_cores
 from featurecache.specs import ALL_GPUS
@@ -40,10 +42,11 @@ CPU_BATCH_SIZE = 4
 _GPU_BATCHES_AHEAD = 2
 _GPU_BATCH_SIZES, _WORTH_DOUBLING, _TRIAL_BATCHES = (32, 64, 128, 256, 512), 1.05, 6
 _TRIAL_SECONDS = 0.5
+_TOO_FEW_TO_CAST = 8
 # In messages of plain RuntimeErrors: torch's allocator for the CPU and cuBLAS have no class of their own for it.
 _SIGNS_OF_LACK_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Arithmetic of the forward pass, and what autocast is told."""
 
 
@@ -60,6 +63,10 @@ class TorchRuntime:
         Inputs in a batch; by default 4 on a CPU, and on a GPU the number that a short trial finds.
     num_batches : int, optional
         How many there will be, if there are few: then each gets several cores.
+    lengths : tuple of int
+        See `Runtime.lengths`.
+    norms_folded : bool
+        What was done to the backbone, for the record.
     """
 
     name = "torch"
@@ -72,22 +79,38 @@ class TorchRuntime:
         device: str = "cpu",
         batch_size: int | None = None,
         num_batches: int | None = None,
+        lengths: tuple[int, ...] = (),
+        norms_folded: bool = False,
     ) -> None:
+        self.lengths, self.norms_folded = lengths, norms_folded
         self._device = checked_device(device)
         self.device = str(self._device)
         self.trial: Mapping[str, float] = {}
         self._names, self._kind = [tap.name for tap in taps], input_kind_of(backbone.preprocess)
         self.precision = backbone.identity.precision
         self._autocast = PRECISIONS[self.precision]
+        if self.precision == "tf32" and not has_tf32(self.device):
+            raise RequestError(
+                f"precision tf32 is for CUDA GPUs of compute capability 8.0 or more (A100 and later), and device "
+                f"{self.device!r} is none; use --precision float32"
+            )
         # The permuted uint8 images are channels-last already; weights in the same layout save the conversions.
         self._module = Normalized(TappedBackbone(backbone, taps), backbone.preprocess).to(self._device)
         self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Comparing takes as long as a batch or so.
+        if self._autocast is not None and (num_batches is None or num_batches > _TOO_FEW_TO_CAST):
+            self._module = cast_once(self._module, self._device.type, self._autocast, example_inputs(backbone))
         self._most_at_once: int | None = None
         self._num_batches = num_batches
         self._streams: _Streams | None = None
         if batch_size is None and self._device.type != "cpu":
             batch_size = self._try_batch_sizes(self._kind.shape(backbone.preprocess))
-        self.batch_size = batch_size or CPU_BATCH_SIZE
+        self._batch_size = batch_size or CPU_BATCH_SIZE
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs in a forward pass: in each batch, or as many of them as have shown to fit the memory."""
+        return min(self._batch_size, self._most_at_once or self._batch_size)
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
@@ -138,7 +161,7 @@ class TorchRuntime:
         replica = idle.get()
         try:
             with torch.inference_mode(), self._arithmetic():
-                outputs = self._forward(replica, torch.from_numpy(batch))
+                outputs = self._forward(replica, batch, torch.from_numpy)
             return self._named(outputs)
         finally:
             idle.put(replica)
@@ -158,26 +181,36 @@ class TorchRuntime:
         """Copy a batch while the one before is computed, and start its pass and the way back; nothing is waited for."""
         with torch.inference_mode(), self._arithmetic():
             if copying is None:
-                return _OnDevice(self._forward(self._module, torch.from_numpy(batch).to(self._device)), None)
-            # Only from pinned memory does a copy overlap with the computation.
-            pinned = torch.from_numpy(batch).pin_memory()
-            with torch.cuda.stream(copying):
-                inputs = pinned.to(self._device, non_blocking=True)
-            torch.cuda.current_stream(self._device).wait_stream(copying)
-            # Made on another stream: without this its memory could be given away while the pass still reads it.
-            inputs.record_stream(torch.cuda.current_stream(self._device))
-            outputs = [o.to("cpu", non_blocking=True) for o in self._forward(self._module, inputs)]
+                return _OnDevice(self._forward(self._module, batch, self._copied), None)
+            pinned: list[Tensor] = []
+            outputs = self._forward(self._module, batch, partial(self._copied_beside, stream=copying, pinned=pinned))
+            outputs = [output.to("cpu", non_blocking=True) for output in outputs]
             done = torch.cuda.Event()
             done.record(torch.cuda.current_stream(self._device))
             return _OnDevice(outputs, done, pinned)
 
-    def _forward(self, module: nn.Module, inputs: Tensor) -> Sequence[Tensor]:
-        """Run a batch, in chunks once it has shown to be too large for the memory."""
+    def _copied(self, inputs: np.ndarray) -> Tensor:
+        return torch.from_numpy(inputs).to(self._device)
+
+    def _copied_beside(self, inputs: np.ndarray, *, stream: torch.cuda.Stream, pinned: list[Tensor]) -> Tensor:
+        """Copy to the device on a stream of its own, from memory that is added to ``pinned``."""
+        # Only from pinned memory does a copy overlap with the computation.
+        pinned.append(torch.from_numpy(inputs).pin_memory())
+        with torch.cuda.stream(stream):
+            copied = pinned[-1].to(self._device, non_blocking=True)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        # Made on another stream: without this its memory could be given away while the pass still reads it.
+        copied.record_stream(torch.cuda.current_stream(self._device))
+        return copied
+
+    def _forward(self, module: nn.Module, batch: np.ndarray, copied: Callable[[np.ndarray], Tensor]) -> list[Tensor]:
+        """Copy and run a batch, in chunks once it has shown to be too large for the memory."""
         while True:
-            size = min(self._most_at_once or len(inputs), len(inputs))
+            size = min(self._most_at_once or len(batch), len(batch))
             try:
-                chunks = [module(inputs[start : start + size]) for start in range(0, len(inputs), size)]
-                return chunks[0] if len(chunks) == 1 else [torch.cat(outputs) for outputs in zip(*chunks, strict=True)]
+                # A copy is as likely to find the memory full as the pass after it.
+                chunks = [module(copied(batch[start : start + size])) for start in range(0, len(batch), size)]
+                return [torch.cat(o) if len(o) > 1 else o[0] for o in zip(*chunks, strict=True)]
             except (RuntimeError, MemoryError) as error:
                 is_lack_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
                 if not is_lack_of_memory and not any(sign in str(error) for sign in _SIGNS_OF_LACK_OF_MEMORY):
@@ -188,7 +221,7 @@ class TorchRuntime:
                         f"{self._kind.noun[:-1]}; use a smaller network or crop, or another device"
                     ) from error
             # Outside the handler, which keeps what the failed pass had allocated alive.
-            self._most_at_once = size // 2
+            self._most_at_once = min(self._most_at_once or size, size // 2)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -197,8 +230,8 @@ class TorchRuntime:
         with ExitStack() as stack:
             if self._autocast is not None:
                 stack.enter_context(torch.autocast(self._device.type, dtype=self._autocast))
-            elif self._device.type == "cuda":
-                stack.enter_context(_exact_float32())
+            else:
+                stack.enter_context(float32_as("tf32" if self.precision == "tf32" else "ieee", self.device))
             yield
 
     def _named(self, outputs: Sequence[Tensor]) -> Features:
@@ -242,7 +275,7 @@ class _OnDevice:
 
     outputs: Sequence[Tensor]
     done: torch.cuda.Event | None
-    pinned: Tensor | None = None
+    pinned: Sequence[Tensor] = ()
     """The inputs, held until they have been copied."""
 
     def fetch(self) -> list[Tensor]:
@@ -285,33 +318,13 @@ def _replicate(module: Normalized, count: int) -> list[nn.Module]:
     A module that cannot be copied stays alone; so does one with hooks or methods of its own, which may be closures over
     the original.
     """
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()):
+    if has_own_methods(module):
         return [module]
     try:
         return [module, *(copy_sharing_tensors(module) for _ in range(count - 1))]
     # Whatever somebody's own module objects with, one replica is enough to compute.
     except Exception:
         return [module]
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Keep GPUs from rounding to ten bits (TF32) what the fingerprint calls float32."""
-    cudnn: Any = torch.backends.cudnn  # its types know the older switches alone
-    # The switches of torch 2.9 alone: to read the older ones raises where a program has set both kinds.
-    switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-    # Put back afterwards: the process may train something else with it.
-    before = [switch.fp32_precision for switch in switches]
-    flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
-        yield
-    finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
-        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
 
 
 def checked_device(name: str) -> torch.device:

@@ -23,7 +23,7 @@ from featurecache.stopping import put_in_order, set_exit_message, stops_cleanly
 _STARTED = time.monotonic()
 
 VERBS = (
-    *("run", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export"),
+    *("run", "scan", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export"),
     *("export-features", "similar", "explore", "rm"),
     *("backbones", "inspect", "verify", "repair", "gc", "convert", "doctor", "guide"),
 )
@@ -193,6 +193,7 @@ def _print_error(error: Exception, argv: Sequence[str] | None) -> int:
 
 _KEPT = {
     "run": "features that are finished are kept, run the same command to go on",
+    "scan": "the cache lists the source as before",
     "extract": "finished shards are kept, run the same command to go on",
     "sweep": "finished results are kept, run the same command to go on",
     "convert": "finished shards are kept, run the same command to go on",

@@ -50,7 +50,7 @@ def add_weights_options(parser: Any) -> None:
         "--precision",
         choices=get_args(PrecisionName),
         default="float32",
-        help="arithmetic of the network: the half ones are for GPUs, and slow on most CPUs",
+        help="arithmetic of the network: tf32 is for CUDA GPUs, the half ones for GPUs, and slow on most CPUs",
     )
 
 

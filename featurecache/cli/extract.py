@@ -10,10 +10,9 @@ from featurecache.cli.backbone_options import add_backbone_options, requests_of
 from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
     add_extraction_options,
-    add_table_options,
+    add_source_options,
     extraction_of,
     named_source,
-    source_argument,
     verb_parser,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, warn
@@ -50,14 +49,7 @@ def add_parser(verbs: Any) -> None:
         """,
         quiet=True,
     )
-    parser.add_argument(
-        "source",
-        type=source_argument,
-        metavar="SOURCE",
-        help="folder of images, table, tar files, zip, HDF5 file, or URL of a folder",
-    )
-    add_table_options(parser)
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of the cache (default: SOURCE.cache)")
+    add_source_options(parser)
     add_backbone_options(parser)
     add_extraction_options(parser)
     parser.set_defaults(run=run)
@@ -131,12 +123,18 @@ def exit_status(report: ExtractionReport, max_bad: float) -> int:
     if report.postponed:
         path, reason = next(iter(report.postponed.items()))
         warn(f"{len(report.postponed)} files were left for the next run, first {path}: {reason}; run extract again")
+    has_too_many = has_too_many_bad(len(report.bad), report.num_files, max_bad, report.store.path)
+    # A script must be able to tell a cache that is complete from one that is not.
+    return 1 if report.postponed or has_too_many else 0
+
+
+def has_too_many_bad(num_bad: int, num_files: int, max_bad: float, cache: Path) -> bool:
+    """Tell whether more than a share of the inputs is bad, and say it on stderr."""
     # Of a table without rows, nothing is bad.
-    share = len(report.bad) / max(report.num_files, 1)
+    share = num_bad / max(num_files, 1)
     if share > max_bad:
         warn(
-            f"{len(report.bad)} of {report.num_files} inputs are bad ({share:.1%}), the limit is {max_bad:.1%}; "
-            f"see `{command_line('info', report.store.path)}`, or raise --max-bad"
+            f"{num_bad} of {num_files} inputs are bad ({share:.1%}), the limit is {max_bad:.1%}; "
+            f"see `{command_line('info', cache)}`, or raise --max-bad"
         )
-    # A script must be able to tell a cache that is complete from one that is not.
-    return 1 if report.postponed or share > max_bad else 0
+    return share > max_bad

@@ -153,10 +153,13 @@ def _print_provenance(item: dict[str, Any]) -> None:
     print_line(f"  trainable parameters: {item['num_trainable']}")
     print_line(f"  weights: {item['weights_source']} (digest {item['weights'][:12]})")
     print_line(f"  preprocess: {_preprocess_in_words(preprocess)}")
+    model = f" ({ran['device_model']})" if ran.get("device_model") else ""
+    folded = ", batch norms folded" if ran.get("norms_folded") else ""
     if views := item["views"]:
         print_line(f"  views: {_views_in_words(views)}")
     print_line(
-        f"  ran on {ran['runtime']}/{ran['device']}, torch {ran['versions'].get('torch')}, {item['shards']} shards"
+        f"  ran on {ran['runtime']}/{ran['device']}{model}, torch {ran['versions'].get('torch')}, "
+        f"{item['shards']} shards{folded}"
     )
     if error := item["precision"]:
         print_line(

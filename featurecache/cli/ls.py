@@ -1,21 +1,48 @@
-"""``featurecache ls``: the feature sets, tasks and heads of a cache, a line each."""
+"""``featurecache ls``: the feature sets, tasks and heads of a cache, a line each; or how far workers are with it."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import verb_parser
-from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.cli.output import laid_out, print_json, print_line, print_table
+from featurecache.errors import RequestError
+
+if TYPE_CHECKING:
+    from featurecache.store.watch import CacheProgress, LiveWorker, SetProgress
+
+# Between two looks. A log of a batch job should not fill with lines.
+_SECONDS_ON_A_TERMINAL, _SECONDS_IN_A_LOG = 1.0, 5.0
 
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb."""
     parser = verb_parser(
-        verbs, "ls", help="list the features, tasks and heads of a cache", example="  featurecache ls flowers.cache"
+        verbs,
+        "ls",
+        help="list the features, tasks and heads of a cache",
+        example="""
+          featurecache ls flowers.cache
+          featurecache ls flowers.cache --watch      how far all workers are, until all is done
+        """,
     )
     parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
+    parser.add_argument(
+        "--watch", action="store_true", help="show how far all workers are, until nothing is missing; Ctrl-C ends it"
+    )
+    parser.add_argument(
+        "--interval",
+        type=_seconds,
+        metavar="SECONDS",
+        help="between two looks of --watch (default 1; 5 where the output is no terminal)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -24,7 +51,13 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.overview import describe_features
     from featurecache.store.store import FeatureStore
 
+    if args.interval is not None and not args.watch:
+        raise RequestError("--interval is of --watch; add it, or leave --interval out")
     store = FeatureStore.open(args.cache)
+    if args.watch:
+        from featurecache.store.watch import Watch
+
+        return _watch(Watch(store).look, args)
     features, heads = [describe_features(s) for s in store.feature_sets()], store.head_names()
     if args.json:
         print_json({"samples": len(store.samples), "features": features, "tasks": store.task_names(), "heads": heads})
@@ -62,3 +95,89 @@ def print_features(features: list[dict[str, Any]]) -> None:
         ],
         numbers=["views", "rows", "bad", "features", "on disk"],
     )
+
+
+def _watch(look: Callable[[], CacheProgress], args: argparse.Namespace) -> int:
+    """Show how far a cache is until nothing is missing and nobody is at work."""
+    interval = args.interval or (_SECONDS_ON_A_TERMINAL if sys.stdout.isatty() else _SECONDS_IN_A_LOG)
+    with _shown(as_json=args.json) as show:
+        while True:
+            found = look()
+            show(found)
+            if found.is_done:
+                break
+            time.sleep(interval)
+    if args.json:  # one document, so what was on the way is not printed
+        print_json({"cache": str(args.cache), **found.to_json()})
+    return 0
+
+
+@contextmanager
+def _shown(*, as_json: bool) -> Iterator[Callable[[CacheProgress], None]]:
+    """Give what shows how far a cache is: in place on a terminal, else a line each time."""
+    if as_json:
+        yield lambda found: None
+    elif sys.stdout.isatty():
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(console=Console(highlight=False), auto_refresh=False) as live:
+
+            def draw(found: CacheProgress) -> None:
+                rows = [[item.features, item.num_rows, item.num_listed, *_speed_and_rest(item)] for item in found.sets]
+                columns = ["features", "rows", "of", "rows/s", "left"]
+                table = laid_out(columns, rows, numbers=columns[1:])
+                live.update(Group(table, Text(_workers_in_words(found))), refresh=True)
+
+            yield draw
+    else:
+        yield _print_progress
+
+
+def _print_progress(found: CacheProgress) -> None:
+    parts = []
+    # What is done is said once, at the end.
+    for item in [item for item in found.sets if found.is_done or item.num_rows < item.num_listed]:
+        speed, rest = _speed_and_rest(item)
+        more = f", {speed} rows/s, {rest} left" if rest else ""
+        parts.append(f"{item.features}: {item.num_rows} of {item.num_listed} rows{more}")
+    print_line("; ".join([*parts, _workers_in_words(found)]))
+    sys.stdout.flush()  # whoever follows a file or a pipe wants it now
+
+
+def _speed_and_rest(item: SetProgress) -> tuple[str, str]:
+    """Return rows per second and the remaining time; of what is done, or was not committed lately, neither."""
+    if item.rate is None or item.seconds_left is None or item.num_rows == item.num_listed:
+        return "", ""
+    minutes, seconds = divmod(math.ceil(item.seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{item.rate:.1f}", f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _workers_in_words(found: CacheProgress) -> str:
+    """Say who is at work, or what is waited for."""
+    if found.is_done:
+        return "done: nothing is missing"
+    words = [_worker_in_words(worker) for worker in found.workers]
+    if not words:
+        # Work may have been asked for elsewhere and not have begun.
+        left = f"; no features yet of {', '.join(found.waiting)}" if found.waiting else ""
+        return f"no worker{left}"
+    return f"{len(words)} worker{'s' if len(words) > 1 else ''}: {', '.join(words)}"
+
+
+def _worker_in_words(worker: LiveWorker) -> str:
+    what = "scans" if worker.is_scanning else f"{worker.num_shards} shard{'s' if worker.num_shards > 1 else ''}"
+    return f"{worker.host} {worker.pid} ({what}, seen {worker.age:.0f} s ago)"
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    # Written so that NaN is refused too.
+    if not 0 < value <= 86400:
+        raise argparse.ArgumentTypeError(f"needs a number of seconds above 0, at most a day, got {text!r}")
+    return value

@@ -166,6 +166,25 @@ def delimiter_of(args: argparse.Namespace) -> str | None:
     return found
 
 
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add a source, the columns of one that is a table, and the cache that it goes into."""
+    parser.add_argument(
+        "source",
+        type=source_argument,
+        metavar="SOURCE",
+        help="folder of images, table, tar files, zip, HDF5 file, or URL of a folder",
+    )
+    add_table_options(parser)
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of the cache (default: SOURCE.cache)")
+
+
+def add_max_bad_option(parser: Any) -> None:
+    """Add how many inputs may be bad."""
+    parser.add_argument(
+        "--max-bad", type=float, default=0.05, metavar="SHARE", help="exit with status 1 above this share of bad inputs"
+    )
+
+
 def named_source(args: argparse.Namespace, source: Any) -> Any:
     """Return a source with what the options say of a table; others are opened as they are named.
 
@@ -225,9 +244,7 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
     # No choices: engines come from installed packages, which are asked when one is named.
     group.add_argument("--engine", default="local", help="local (default: this process), processes, rank or ray")
     group.add_argument("--processes", type=int, metavar="N", help="workers that an engine of several starts")
-    group.add_argument(
-        "--max-bad", type=float, default=0.05, metavar="SHARE", help="exit with status 1 above this share of bad inputs"
-    )
+    add_max_bad_option(group)
     add_runtime_options(parser)
 
 

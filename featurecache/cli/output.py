@@ -38,8 +38,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, number
     numbers
         Titles of columns that are aligned right.
     """
-    from rich import box
     from rich.console import Console
+
+    table = laid_out(columns, rows, numbers=numbers)
+    # In a file or a pipe nothing should be cut to the width of some terminal.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    with console.capture() as drawn:  # rich ends the process itself where nobody reads any more
+        console.print(table)
+    sys.stdout.write(drawn.get())
+
+
+def laid_out(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> Any:
+    """Return a table of rich, for what `print_table` says."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
@@ -48,11 +59,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, number
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain_text(str(value))) for value in row))  # never markup: names of files and classes
-    # In a file or a pipe nothing should be cut to the width of some terminal.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    with console.capture() as drawn:  # rich ends the process itself where nobody reads any more
-        console.print(table)
-    sys.stdout.write(drawn.get())
+    return table
 
 
 def print_line(text: str = "") -> None:

@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"{store.path} has no tasks; add one with `featurecache task add`")
     sets = sets_to_sweep(store, args.tap, args.head or (), **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
-        report = run_sweep(store, tasks, sets, plan, n_jobs=args.jobs or -1, memory=memory, progress=progress)
+        report = run_sweep(store, tasks, sets, plan, n_jobs=args.jobs, memory=memory, progress=progress)
     # Whatever fails from here on must not cost hours of fits.
     lines, failures = report.lines(), list[OutputFailure]()
     if args.out:

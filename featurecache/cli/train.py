@@ -220,7 +220,7 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
         metric=args.metric,
         threshold=args.threshold,
         positive=args.positive,
-        n_jobs=args.jobs or -1,
+        n_jobs=args.jobs,
         memory=memory_of(args),
         keep=args.keep,
         random_state=args.random_state,

@@ -44,7 +44,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
     preprocess : mapping, optional
         Changes to the preprocess that comes with the weights: ``{"resize": 160, "crop": 160}``.
     precision : str
-        Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` and ``float16``.
+        Arithmetic of the forward pass: ``float32``, or on GPUs ``tf32``, ``bfloat16`` and ``float16``.
     batch_size : int, optional
         Inputs in a forward pass; chosen for the device when left out.
     runtime, device : str

@@ -1,7 +1,8 @@
 """How far fits are: which head, at which of its settings, for how long.
 
-A search may take hours in another process, which shares nothing with this one but the disk: so each process writes one
+A search may take hours in another process, which shares nothing with this one but the disk: so each writes one
 small file, and a thread here reads them. Queues of multiprocessing would need one more process with joblib: a server.
+On another machine the folder is not there, and nothing is written.
 """
 
 from __future__ import annotations
@@ -44,16 +45,23 @@ class FitSteps:
         """Write that setting number ``setting`` of ``count`` is being fitted; the first is 1."""
         if self.folder is None:
             return
-        partial = self.folder / f".{os.getpid()}"
+        name = _own_name()
+        partial = self.folder / f".{name}"
         with suppress(OSError):  # a full disk must not cost a fit of hours
             partial.write_text(f"{self.started}\n{self.label}: setting {setting} of {count}")
             # Renamed, so that the reader never finds half a line.
-            partial.replace(self.folder / f"{os.getpid()}")
+            partial.replace(self.folder / name)
 
     def end(self) -> None:
-        """Take away what was written: nothing is being fitted by this process."""
+        """Take away what was written: nothing is being fitted by this thread."""
         if self.folder is not None:
-            (self.folder / f"{os.getpid()}").unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.folder / _own_name()).unlink()
+
+
+def _own_name() -> str:
+    """Return the name of what this thread writes: each fits one head at a time."""
+    return f"{os.getpid()}-{threading.get_ident()}"
 
 
 @contextmanager

@@ -10,8 +10,6 @@ from itertools import starmap
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from joblib import effective_n_jobs
-
 from featurecache.errors import FeatureCacheError, HeadError
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.configuring import check_streams
@@ -20,7 +18,7 @@ from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
-from featurecache.evaluation.processes import in_processes
+from featurecache.evaluation.processes import FitBackend
 from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.search import WORTH_A_PROCESS, search
 from featurecache.evaluation.split_data import SplitData, check_splits
@@ -58,7 +56,7 @@ def run_searches(
     budget: MemoryBudget,
     folder: Path,
     *,
-    n_jobs: int = -1,
+    n_jobs: int | None = None,
     memory: int | None = None,
     named: bool = False,
     steps_in: Path | None = None,
@@ -72,8 +70,8 @@ def run_searches(
         Of the task.
     budget, folder
         How much may be in memory, and where features are laid out that do not fit there.
-    n_jobs : int
-        Processes at most, as in joblib.
+    n_jobs : int, optional
+        As for `evaluate_heads`.
     memory, named
         As for `reason_to_leave_out`.
     steps_in : Path, optional
@@ -98,9 +96,9 @@ def run_searches(
     searches = [planned_search for group in to_do.values() for planned_search in group]
     if not searches:
         return
-    workers = min(effective_n_jobs(n_jobs), len(searches))
-    if _fit_in_memory(to_do, splits, measure.kind, budget.left // workers):
-        yield from _in_processes(searches, splits, measure, workers, steps_in)
+    backend = FitBackend.active(n_jobs)
+    if _fit_in_memory(to_do, splits, measure.kind, budget.left // min(backend.count, len(searches))):
+        yield from _in_processes(searches, splits, measure, backend, steps_in)
         return
     # One resampling after the other: what it takes out is laid out once for all processes.
     for resampling, group in to_do.items():
@@ -117,7 +115,7 @@ def run_searches(
                         replace(planned_search.row, n_train=len(resampled["train"]), error=str(error)),
                         "left out",
                     )
-            yield from _in_processes(able, resampled, measure, workers, steps_in, is_resampled=True)
+            yield from _in_processes(able, resampled, measure, backend, steps_in, is_resampled=True)
 
 
 def _fit_in_memory(resamplings: Iterable[Resampling], splits: Splits, kind: TaskKind, max_bytes: int) -> bool:
@@ -151,16 +149,17 @@ def _in_processes(
     searches: Sequence[PlannedSearch],
     splits: Splits,
     measure: Measure,
-    workers: int,
+    backend: FitBackend,
     steps_in: Path | None,
     *,
     is_resampled: bool = False,
 ) -> Iterator[Result]:
     to_do = list(searches)
     is_large = splits["train"].fit_views.size >= WORTH_A_PROCESS
+    workers = backend.count if backend.reads(splits) else 1
     start, done = time.perf_counter(), 0.0
     # Those of small features are done here while it seems that all soon are.
-    while to_do and not is_large:
+    while to_do and not is_large and (backend.starts_slowly or workers == 1):
         planned_search = to_do.pop(0)
         yield _search(planned_search, splits, measure, is_resampled, steps_in)
         done += planned_search.head.relative_seconds
@@ -170,10 +169,11 @@ def _in_processes(
     arguments = ((planned_search, splits, measure, is_resampled, steps_in) for planned_search in to_do)
     workers = min(workers, len(to_do))
     # A head that no signal reaches gets a process of its own even alone, so that Ctrl-C ends it.
-    if workers <= 1 and not (is_large and any(not planned_search.head.interruptible for planned_search in to_do)):
+    unreachable = is_large and any(not planned_search.head.interruptible for planned_search in to_do)
+    if workers <= 1 and not (unreachable and backend.has_own_processes):
         yield from starmap(_search, arguments)
     else:
-        yield from (result for _, result in in_processes(_search, arguments, workers=max(workers, 1)))
+        yield from (result for _, result in backend.run(_search, arguments, workers=max(workers, 1)))
 
 
 def _search(

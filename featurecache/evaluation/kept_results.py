@@ -7,67 +7,24 @@ one head that goes to work is fitted once more anyway (see `featurecache.evaluat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from sklearn.base import clone
 
 from featurecache.evaluation.configuring import configured
 from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.measure import Measure, ScoreValues
-from featurecache.evaluation.ranking import ranked
 from featurecache.evaluation.result_keys import COMPUTES, digest_of_labels
 from featurecache.evaluation.scores import Scores
-from featurecache.evaluation.search import HeadsAndData, search_all
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.task_features import TaskFeatures
 from featurecache.hashing import digest_json
 from featurecache.heads.head import NamedHead
-from featurecache.progress import Progress
 from featurecache.store.result_schemas import ArrayBody, SearchBody
 from featurecache.store.store import FeatureStore
 from featurecache.versions import installed_versions
-
-
-def search_new(
-    requests: Sequence[HeadsAndData],
-    kept: Sequence[KeptResults],
-    measure: Measure,
-    random_state: int,
-    *,
-    n_jobs: int = -1,
-    progress: Progress | None = None,
-) -> list[list[HeadResult]]:
-    """Do what `search_all` does, but for the results that are kept already; keep those that are new.
-
-    Parameters
-    ----------
-    requests, measure, random_state, n_jobs, progress
-        As for `search_all`.
-    kept : sequence of KeptResults
-        Of each of ``requests``.
-    """
-    results: list[dict[str, HeadResult]] = []
-    for data, of_set in zip(requests, kept, strict=True):
-        splits = cast("dict[str, SplitData]", data.splits)
-        recalled = [(head.name, of_set.recall(head, splits)) for head in data.heads]
-        results.append({name: result for name, result in recalled if result is not None})
-    if progress is not None:
-        progress.advance(sum(map(len, results)))
-    rest = [
-        data._replace(heads=[head for head in data.heads if head.name not in found])
-        for data, found in zip(requests, results, strict=True)
-    ]
-    new = search_all(rest, measure, random_state, n_jobs=n_jobs, progress=progress)
-    for data, of_set, found, results_of_set in zip(rest, kept, results, new, strict=True):
-        heads = {head.name: head for head in data.heads}
-        for result in results_of_set:
-            of_set.remember(heads[result.head], result)
-            found[result.head] = result
-    # In the order of the heads, as if all had been searched now: of equals the first is chosen.
-    ordered = [[found[head.name] for head in data.heads] for data, found in zip(requests, results, strict=True)]
-    return [ranked(of_set, measure, lambda result: result) for of_set in ordered]
 
 
 class KeptResults:
@@ -96,7 +53,7 @@ class KeptResults:
         ----------
         head : NamedHead
         splits : mapping
-            As `read_splits` returns them.
+            As `check_splits` returns them.
         """
         if head.name in self._but_not:
             return None

@@ -20,10 +20,9 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import starmap
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, clone
 
 from featurecache.evaluation.configuring import HeadLike, configured, resolve
@@ -32,7 +31,7 @@ from featurecache.evaluation.fit_progress import FitSteps, watched
 from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.processes import in_processes
+from featurecache.evaluation.processes import FitBackend
 from featurecache.evaluation.ranking import ranked
 from featurecache.evaluation.selection import Chosen, Selection
 from featurecache.evaluation.split_data import SplitData, Splits, check_splits
@@ -41,6 +40,9 @@ from featurecache.heads.head import NamedHead
 from featurecache.heads.threads import one_thread
 from featurecache.progress import Progress
 from featurecache.specs import TaskKind
+
+if TYPE_CHECKING:
+    from featurecache.evaluation.kept_results import KeptResults
 
 WORTH_A_PROCESS = 500_000
 """Below this many feature values, starting a second process takes longer than fitting all heads in this one."""
@@ -93,7 +95,7 @@ def evaluate_heads(
     splits: Splits,
     n_classes: int,
     *,
-    n_jobs: int = -1,
+    n_jobs: int | None = None,
     kind: TaskKind = "classification",
     balanced: bool = False,
     metric: str | None = None,
@@ -106,8 +108,9 @@ def evaluate_heads(
     ----------
     heads, splits, n_classes, kind, balanced, metric, random_state
         As for `evaluate_head`.
-    n_jobs : int
-        Processes at most; -1 is one per core. Results do not depend on it.
+    n_jobs : int, optional
+        Processes at most; -1 is one per core. When left out, as many as a `joblib.parallel_config` around the call
+        says, or one per core. Fits run on the backend that it names. Results depend on neither.
     progress : Progress, optional
         Told of each head that is ready, and of the settings of those that are fitted.
 
@@ -133,6 +136,8 @@ class HeadsAndData(NamedTuple):
     splits: Splits
     label: str = ""
     """What tells these features from others on progress, such as " on blocks.11:cls"."""
+    kept: KeptResults | None = None
+    """Where results are taken up that are there already, and kept that are new."""
 
 
 def search_all(
@@ -140,7 +145,7 @@ def search_all(
     measure: Measure,
     random_state: int,
     *,
-    n_jobs: int = -1,
+    n_jobs: int | None = None,
     progress: Progress | None = None,
 ) -> list[list[HeadResult]]:
     """Do the searches of heads on several feature sets, all in the same processes.
@@ -164,35 +169,43 @@ def search_all(
         As `evaluate_heads`.
     """
     checked = [check_splits(request.splits, measure.check) for request in requests]
-    searches = [(number, head) for number, request in enumerate(requests) for head in request.heads]
+    results: list[dict[str, HeadResult]] = []
+    for request, splits in zip(requests, checked, strict=True):
+        recalled = [request.kept.recall(head, splits) for head in request.heads] if request.kept else []
+        results.append({result.head: result for result in recalled if result is not None})
+    if progress is not None and any(results):
+        progress.advance(sum(map(len, results)))
+    everything = [(number, head) for number, request in enumerate(requests) for head in request.heads]
+    searches = [(number, head) for number, head in everything if head.name not in results[number]]
     # One that begins last would keep the other processes waiting for it.
     searches.sort(key=lambda numbered: -numbered[1].relative_seconds)
-    num_values = sum(splits["train"].fit_views.size for splits in checked)
-    worth_it = num_values >= WORTH_A_PROCESS and not any(splits["train"].on_disk for splits in checked)
-    workers = min(effective_n_jobs(n_jobs), max(len(searches), 1)) if worth_it else 1
-    results: list[list[HeadResult]] = [[] for _ in requests]
+    backend = FitBackend.active(n_jobs)
+    is_large = sum(splits["train"].fit_views.size for splits in checked) >= WORTH_A_PROCESS
+    in_reach = not any(splits["train"].on_disk or not backend.reads(splits) for splits in checked)
+    workers = min(backend.count, len(searches)) if in_reach and (is_large or not backend.starts_slowly) else 1
+    # A head that no signal reaches gets a process of its own even alone, so that Ctrl-C ends it.
+    unreachable = in_reach and is_large and any(not head.interruptible for _, head in searches)
     with watched(progress) as folder:
         arguments = (
             (head, checked[number], measure, random_state, FitSteps(folder, head.name + requests[number].label))
             for number, head in searches
         )
-        # A head that no signal reaches gets a process of its own even alone, so that Ctrl-C ends it.
-        if workers == 1 and not (worth_it and any(not head.interruptible for _, head in searches)):
+        if workers <= 1 and not (unreachable and backend.has_own_processes):
             found: Iterator[tuple[int, HeadResult]] = enumerate(starmap(search, arguments))
         else:
-            # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
-            found = in_processes(search, arguments, workers=workers)
+            found = backend.run(search, arguments, workers=max(workers, 1))
         for index, result in found:
-            number, _ = searches[index]
-            results[number].append(result)
+            number, head = searches[index]
+            results[number][head.name] = result
+            if kept := requests[number].kept:
+                kept.remember(head, result)
             if progress is not None:
                 progress.advance(1)
-    for number, request in enumerate(requests):
-        # Processes are not ready in the order in which they were asked, and of equals the first is kept.
-        order = [head.name for head in request.heads]
-        results[number].sort(key=lambda result: order.index(result.head))
-        results[number] = ranked(results[number], measure, lambda result: result)
-    return results
+    # In the order of the heads, not in that in which processes were ready: of equals the first is chosen.
+    ordered = [
+        [found_of[head.name] for head in request.heads] for request, found_of in zip(requests, results, strict=True)
+    ]
+    return [ranked(of_set, measure, lambda result: result) for of_set in ordered]
 
 
 def search(

@@ -114,7 +114,7 @@ def run_sweep(
     sets: Sequence[FeatureSet],
     plan: Plan,
     *,
-    n_jobs: int = -1,
+    n_jobs: int | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> SweepReport:
@@ -127,8 +127,8 @@ def run_sweep(
     tasks : sequence of Task
     sets : sequence of FeatureSet
     plan : Plan
-    n_jobs : int
-        Processes at most, as in joblib; results don't depend on it.
+    n_jobs : int, optional
+        As for `evaluate_heads`.
     memory : int, optional
         Bytes of features in memory at most, with what each process takes out of them; half of what is free when left
         out. Where there are more, they are laid out in a file of the cache as in `train_heads`, and so is, for all
@@ -192,7 +192,7 @@ def _results(
     features: TaskFeatures,
     planned: list[PlannedSearch],
     plan: Plan,
-    n_jobs: int,
+    n_jobs: int | None,
     memory: int | None,
     steps_in: Path | None,
 ) -> Generator[Result]:

@@ -20,7 +20,7 @@ from featurecache.evaluation.chosen_score import ChosenScore, chosen_score
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.configuring import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, resolve
 from featurecache.evaluation.details import Details
-from featurecache.evaluation.kept_results import KeptResults, search_new
+from featurecache.evaluation.kept_results import KeptResults
 from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
@@ -208,7 +208,7 @@ def train_heads(
     metric: str | None = None,
     threshold: str | None = None,
     positive: str | None = None,
-    n_jobs: int = -1,
+    n_jobs: int | None = None,
     memory: int | None = None,
     random_state: int = 0,
     progress: Progress | None = None,
@@ -243,8 +243,8 @@ def train_heads(
         `featurecache.heads.thresholds`. Chosen for each head on the samples by which its setting is chosen.
     positive : str, optional
         Name of the positive class; the second of the task when left out.
-    n_jobs : int
-        As in joblib; results don't depend on it.
+    n_jobs : int, optional
+        As for `evaluate_heads`.
     memory : int, optional
         Bytes of features in memory at most, half of what is free when left out. Where there are more, they are laid
         out in a file of the cache for the time of the training, and read block by block.
@@ -288,10 +288,11 @@ def train_heads(
                 _heads_and_data(features, named, report, budget, memory, with_tap=len(sets) > 1) for features in group
             ]
             if take_up and threshold is None:  # what is kept has no thresholds
-                kept = [KeptResults(store, features, random_state, brought) for features in group]
-                found = search_new(requests, kept, measure, random_state, n_jobs=n_jobs, progress=progress)
-            else:
-                found = search_all(requests, measure, random_state, n_jobs=n_jobs, progress=progress)
+                requests = [
+                    request._replace(kept=KeptResults(store, features, random_state, brought))
+                    for request, features in zip(requests, group, strict=True)
+                ]
+            found = search_all(requests, measure, random_state, n_jobs=n_jobs, progress=progress)
         for features, results in zip(group, found, strict=True):
             report.heads += [TrainedHead(task, features.feature_set, result, features.eval_set) for result in results]
     if not report.heads:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.backbones.lengths import full_length
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
@@ -150,13 +151,17 @@ def _compute(
     assert ran is not None
     modality = modality_of(backbone.preprocess, backbone.tokenizer, group[0].identity.views)
     # Of the batch size that made the features: another one takes other kernels, which round otherwise.
+    same_device = drift.is_same_device(ran, str(checked_device(inputs.settings.device)))
     runtime = open_runtime(
         backbone,
         taps,
         device=inputs.settings.device,
-        batch_size=ran.batch_size if ran.device == str(checked_device(inputs.settings.device)) else None,
+        batch_size=ran.batch_size if same_device else None,
         num_inputs=len(rows),
         remembered=ran.runtime,
+        # Earlier releases padded each text to the most tokens.
+        lengths=ran.lengths or full_length(backbone),
+        norms_folded=ran.norms_folded if ran.runtime == "torch" else None,
     )
     progress.start("computing again", len(rows))
     outcomes = []

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.backbones.runtimes import Runtime
+from featurecache.devices import device_kind
 from featurecache.errors import DriftError, InputError
+from featurecache.extraction.loading import cut_into_batches
 from featurecache.extraction.modality import InputDigests, Modality
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.sources.source import Source
@@ -31,8 +33,13 @@ from featurecache.versions import installed_versions
 TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2, "int8": 5e-2}
 """Largest difference, relative to the largest stored feature, that counts as agreement."""
 
-# As `TOLERANCE`, of features that were computed with fewer digits, which other machines round elsewhere.
-_ROUNDING = {"float32": 0.0, "float16": 5e-3, "bfloat16": 3e-2}
+# As `TOLERANCE`, of features that were computed with fewer digits, which other machines round elsewhere. What that may
+# do was measured on the reference inputs as the difference from float32, the worst of all blocks and the default tap:
+# bfloat16 1.0e-1 with EfficientNet-Lite0, 1.4e-2 with SqueezeNet 1.1, 1.1e-2 with ViT-Ti/16; float16 5.3e-3 and 1.1e-3
+# with the first and the last. Real changes are above: with EfficientNet-Lite0 swapped channels are 1.5e-1 or more in
+# every tap, another mean and deviation 5.3e-1, weights that are 5 % off 7.3e-1. TF32 has as many
+# digits as float16.
+_ROUNDING = {"float32": 0.0, "tf32": 8e-3, "float16": 8e-3, "bfloat16": 1.2e-1}
 
 _MOST_SAMPLES = 8
 _MOST_NUMBERS = 1024
@@ -43,7 +50,9 @@ def tolerance(dtype: str, precision: str) -> float:
     return max(TOLERANCE[dtype], _ROUNDING[precision])
 
 
-def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
+def provenance(
+    runtime: str, device: str, batch_size: int, *, lengths: Sequence[int] = (), norms_folded: bool = False
+) -> Provenance:
     """Return what ran, for the record: no times and no names of machines, so that equal work gives equal records.
 
     Parameters
@@ -52,20 +61,49 @@ def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
         Name of the runtime, and where it computes.
     batch_size : int
         Inputs in a forward pass.
+    lengths : sequence of int
+        Padded lengths of texts.
+    norms_folded : bool
+        Batch norms are part of the convolutions before them.
     """
+    # Without its number: eight GPUs of one model make equal records.
+    kind, model = device_kind(device)
     return Provenance(
         runtime=runtime,
-        device=device,
+        device=kind,
+        device_model=model,
         batch_size=batch_size,
         python=platform.python_version(),
         machine=platform.machine(),
         versions=installed_versions(),
+        lengths=tuple(lengths) or None,
+        norms_folded=norms_folded,
     )
 
 
 def provenance_of(runtime: Runtime) -> Provenance:
     """Return the provenance of what a runtime computes on this machine."""
-    return provenance(runtime.name, runtime.device, runtime.batch_size)
+    return provenance(
+        runtime.name,
+        runtime.device,
+        runtime.batch_size,
+        lengths=runtime.lengths,
+        norms_folded=runtime.norms_folded,
+    )
+
+
+def is_same_device(stored: Provenance, device: str) -> bool:
+    """Tell whether a device is of the type and model that features were made on; earlier releases recorded no model.
+
+    Parameters
+    ----------
+    stored : Provenance
+        Of the features.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    """
+    kind, model = device_kind(device)
+    return stored.device.partition(":")[0] == kind and stored.device_model in ("", model)
 
 
 def recorded_provenance(sets: Sequence[FeatureSet]) -> Provenance | None:
@@ -85,9 +123,24 @@ def changes(stored: Provenance, runtime: Runtime) -> list[str]:
     """Say what a runtime has here that features were not made with, of those things that may change features."""
     now = provenance_of(runtime)
     # What this program, h5py and scikit-learn are makes no feature.
-    flat = [{**p.versions, "runtime": p.runtime, "device": p.device, "machine": p.machine} for p in (stored, now)]
+    flat = [
+        {**p.versions, "runtime": p.runtime, "device": _device_in_words(p), "machine": p.machine} for p in (stored, now)
+    ]
+    if is_same_device(stored, runtime.device):  # the words differ where earlier releases said less
+        flat[0]["device"] = flat[1]["device"]
+    if stored.norms_folded is not None:
+        for words, ran in zip(flat, (stored, now), strict=True):
+            words["batch norms"] = "folded" if ran.norms_folded else "not folded"
     names = sorted(flat[0].keys() & flat[1].keys() - {"featurecache", "h5py", "scikit-learn"})
-    return [f"{name} {flat[0][name]} -> {flat[1][name]}" for name in names if flat[0][name] != flat[1][name]]
+    found = [f"{name} {flat[0][name]} -> {flat[1][name]}" for name in names if flat[0][name] != flat[1][name]]
+    # Earlier releases padded every text to the most tokens, and recorded nothing.
+    padded = [list(p.lengths or now.lengths[-1:]) for p in (stored, now)] if now.lengths else [[], []]
+    return found + ([f"lengths of texts {padded[0]} -> {padded[1]}"] if padded[0] != padded[1] else [])
+
+
+def _device_in_words(ran: Provenance) -> str:
+    kind = ran.device.partition(":")[0]
+    return f"{kind} ({ran.device_model})" if ran.device_model else kind
 
 
 @contextmanager
@@ -214,15 +267,14 @@ def check_reference(recorded: ReferenceBody, tap: str, runtime: Runtime, modalit
 def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[str, NDArray[np.float32]]:
     """Return the features of a few inputs, ``(n, ...)``, or with views ``(n, n_views, ...)``."""
     arrays = np.concatenate([modality.load(data).arrays for data in inputs])
-    # All of one shape, as in extraction: a batch of another shape changes the last bits of the features.
-    batches, batch_size = [], runtime.batch_size
-    for start in range(0, len(arrays), batch_size):
-        batch = modality.empty(batch_size)
-        some = arrays[start : start + batch_size]
-        batch[: len(some)] = some
-        batches.append(batch)
-    outputs = list(runtime.map(batches))
-    features = {tap: np.concatenate([output[tap] for output in outputs])[: len(arrays)] for tap in outputs[0]}
+    # Of the shapes of extraction: a batch of another shape changes the last bits of the features.
+    cut = cut_into_batches(arrays, runtime.batch_size, runtime.lengths, modality.empty)
+    outputs = list(runtime.map([batch for batch, _ in cut]))
+    places = np.argsort(np.concatenate([indices for _, indices in cut]))
+    features = {
+        tap: np.concatenate([o[tap][: len(indices)] for o, (_, indices) in zip(outputs, cut, strict=True)])[places]
+        for tap in outputs[0]
+    }
     return {
         tap: values.reshape(len(inputs), *shape_of_row(values.shape[1:], modality.views))
         for tap, values in features.items()

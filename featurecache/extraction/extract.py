@@ -19,10 +19,13 @@ from featurecache.progress import Progress, Silent, shows_progress
 from featurecache.sources.opening import SourceSpec, open_source, source_spec
 from featurecache.specs import (
     MAX_FILE_BYTES,
+    AnyPreprocess,
     BackboneRequest,
     ExtractionSettings,
     InitName,
     PrecisionName,
+    PreprocessSpec,
+    TextPreprocessSpec,
     ViewSpec,
     as_tuple,
 )
@@ -44,7 +47,7 @@ def extract(
     seed: int = 0,
     precision: PrecisionName = "float32",
     taps: str | Sequence[str] = ("default",),
-    preprocess: Mapping[str, Any] | None = None,
+    preprocess: Mapping[str, Any] | AnyPreprocess | None = None,
     views: ViewSpec | int | None = None,
     text_column: str | None = None,
     id_column: str | None = None,
@@ -153,7 +156,7 @@ def make_request(
     *,
     weights: str | Path | None = None,
     weights_key: str | None = None,
-    preprocess: Mapping[str, Any] | None = None,
+    preprocess: Mapping[str, Any] | AnyPreprocess | None = None,
     init: InitName = "pretrained",
     seed: int = 0,
     precision: PrecisionName = "float32",
@@ -170,14 +173,18 @@ def make_request(
     weights_key : str, optional
         Dotted name of the section of the file to load, where several fit the network: ``state_dict_ema``.
     preprocess : mapping, optional
-        Changes to the preprocess that belongs to the weights, e.g. ``{"crop": 192}``; None leaves a field as it is.
+        Changes to the preprocess that belongs to the weights, e.g. ``{"crop": 192}``; None leaves a field as it is. Or
+        the whole preprocess of another backbone.
     init, seed : str, int
         ``"random"``: the same architecture before any training, drawn from a seed.
     precision : str
-        Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` or ``float16``; part of the fingerprint.
+        Arithmetic of the forward pass: ``float32``, or on GPUs ``tf32``, ``bfloat16`` or ``float16``; part of the
+        fingerprint.
     """
     if not isinstance(backbone, str):
         backbone = name_module(backbone)
+    if isinstance(preprocess, PreprocessSpec | TextPreprocessSpec):
+        preprocess = preprocess.choices()
     # None stands for an option that was not given.
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
     return BackboneRequest(

@@ -21,6 +21,9 @@ STAGES: tuple[Stage, ...] = ("read", "decode", "forward", "write")
 _BUSY_CORES = 0.85
 # Share of the CPU time from which on loading is worth advice.
 _LARGE_SHARE = 0.3
+# Tokens of a text on average, and share of padding, from which on they are named as what costs: of texts that are
+# shorter, or fill half of a batch, a lower limit would save little.
+_MANY_TOKENS, _MUCH_PADDING = 64, 0.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Usage:
         That the process may use.
     device : str
         Where the forward pass runs.
+    num_tokens, num_padded : int
+        Of texts, what they have and what the network computed; zero of images.
+    one_length : bool
+        All texts were padded to the most tokens.
     """
 
     num_inputs: int
@@ -51,6 +58,9 @@ class Usage:
     loading_cpu_seconds: float
     cores: int
     device: str
+    num_tokens: int = 0
+    num_padded: int = 0
+    one_length: bool = False
 
     @property
     def rate(self) -> float:
@@ -67,18 +77,34 @@ class Usage:
         return "read" if longest == "decode" and self.work["read"] > self.work["decode"] else longest
 
     @property
+    def padding(self) -> float:
+        """Share of padding in what the network computed; zero of images."""
+        return 1 - self.num_tokens / self.num_padded if self.num_padded else 0.0
+
+    @property
     def advice(self) -> str:
         """What to change."""
+        by_length = self._advice_on_length() if self.bottleneck in ("cores", "forward") else None
         if self.bottleneck == "cores" and self.loading_cpu_seconds > _LARGE_SHARE * self.cpu_seconds:
             return "store smaller inputs (of images, leave --jpeg-decoding at scaled)"
         if self.bottleneck == "cores":
-            return "a smaller network, smaller inputs of it, or a GPU"
+            return f"{by_length or 'a smaller network, smaller inputs of it'}, or a GPU"
+        others = "a larger --batch-size, --precision bfloat16 on a GPU, or a smaller network"
         return {
             "read": "faster storage, or more --jobs where reading waits for a network",
             "decode": "more --jobs, or smaller inputs",
-            "forward": "a larger --batch-size, --precision bfloat16 on a GPU, or a smaller network",
+            "forward": others if by_length is None else f"{by_length}, {others}",
             "write": "faster storage for the cache, fewer --tap, or --dtype float16",
         }[self.bottleneck]
+
+    def _advice_on_length(self) -> str | None:
+        """Say what to change about the length of texts, where it is what costs."""
+        if self.one_length and self.padding >= _MUCH_PADDING:
+            return f"a lower --max-tokens ({self.padding:.0%} is padding: this network or tap takes one length alone)"
+        tokens = self.num_tokens / max(self.num_inputs, 1)
+        if tokens < _MANY_TOKENS:
+            return None
+        return f"a lower --max-tokens (texts have {tokens:.0f} tokens on average, and each takes its time)"
 
     def sentence(self) -> str:
         """Return what people read while it runs."""
@@ -93,8 +119,12 @@ class Usage:
         waits = [f"{stage} {self.waited[stage]:.1f} s" for stage in STAGES if self.waited[stage] >= 0.05]
         waited = f"; waited for {', '.join(waits)}" if waits else ""
         busy = self.cpu_seconds / max(self.seconds, 1e-9)
+        tokens = ""
+        if self.num_padded:
+            mean = self.num_tokens / max(self.num_inputs, 1)
+            tokens = f" ({mean:.0f} tokens each, {self.padding:.0%} of the batches is padding)"
         return (
-            f"{self.rate:.0f} inputs/s on {self.device}; work: {', '.join(work)}{waited}; "
+            f"{self.rate:.0f} inputs/s on {self.device}{tokens}; work: {', '.join(work)}{waited}; "
             f"{busy:.1f} of {self.cores} cores busy; the limit: {self.bottleneck}; to speed up: {self.advice}"
         )
 
@@ -110,6 +140,7 @@ class Usage:
             "loading_cpu_seconds": round(self.loading_cpu_seconds, 3),
             "cores": self.cores,
             "device": self.device,
+            **({"tokens": self.num_tokens, "padded_tokens": self.num_padded} if self.num_padded else {}),
             "bottleneck": self.bottleneck,
             "advice": self.advice,
         }
@@ -134,6 +165,7 @@ class Meter:
         self._work = dict.fromkeys(STAGES, 0.0)
         self.waited = dict.fromkeys(STAGES, 0.0)
         self.num_inputs = 0
+        self._num_tokens, self._num_padded, self._one_length = 0, 0, False
         self._seconds, self._cpu_seconds = 0.0, 0.0
         self._loading_cpu_seconds, self._writing_cpu_seconds = 0.0, 0.0
         self._started: tuple[float, float] | None = None
@@ -166,6 +198,20 @@ class Meter:
             self._work["decode"] += decode
             self._loading_cpu_seconds += cpu_seconds
 
+    def add_tokens(self, num_tokens: int, num_padded: int, *, one_length: bool) -> None:
+        """Count the tokens of a batch of texts; only the thread that feeds the network does.
+
+        Parameters
+        ----------
+        num_tokens, num_padded : int
+            Without padding and with it.
+        one_length : bool
+            Batches of other lengths are not to be had.
+        """
+        self._num_tokens += num_tokens
+        self._num_padded += num_padded
+        self._one_length = one_length
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Count the time of the block as work of this thread, which writes."""
@@ -197,4 +243,7 @@ class Meter:
             loading_cpu_seconds=self._loading_cpu_seconds,
             cores=self._cores,
             device=self.device,
+            num_tokens=self._num_tokens,
+            num_padded=self._num_padded,
+            one_length=self._one_length,
         )

@@ -8,7 +8,8 @@ pass takes what they leave.
 
 The chunks of a run (shards) follow each other in one stream: while the last batches of one are computed and written,
 the next one's inputs are decoded already. Batches have one fixed shape and belong to one chunk (its last one is padded
-with zeros, bad inputs are zeros), because a batch of another shape changes the last bits of the features.
+with zeros, bad inputs are zeros), because a batch of another shape changes the last bits of the features. Of texts
+there is one shape for each padded length (see ``backbones/lengths.py``).
 
 What an input is, files of images or rows of texts, only its modality knows. Where it makes views, each input fills
 several slots in a row, and the slots of one input may lie in more than one batch. An input is read and decoded once
@@ -19,31 +20,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from time import perf_counter, thread_time
-from typing import Any, Generic, TypeVar
+from time import perf_counter
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featurecache.backbones.lengths import count_tokens
 from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import InputError
+from featurecache.extraction.loading import Batch, Item, LengthLoader, Loader
 from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import InputDigests, Modality
 from featurecache.machine import num_cores
+from featurecache.progress import Progress
 from featurecache.sources.inputs import Input
 from featurecache.specs import ViewSpec, num_views, shape_of_row
 from featurecache.store.dtypes import LARGEST, encode
-
-# How far loading is ahead of the runtime: the greater of the two.
-_BATCHES_AHEAD, _INPUTS_AHEAD = 4, 128
-# Inputs that a thread loads without looking up; fewer where that would leave others without work.
-_MOST_AT_A_TIME = 8
-# For each thread, at least.
-_HANDFULS_AHEAD = 16
 
 Chunk = TypeVar("Chunk")
 
@@ -107,6 +103,7 @@ def run_chunks(
     num_workers: int | None = None,
     num_digested: int = 0,
     meter: Meter | None = None,
+    progress: Progress | None = None,
 ) -> Generator[tuple[Chunk, Outcome], None, None]:
     """Yield the features of the inputs of several chunks, in one stream.
 
@@ -121,12 +118,19 @@ def run_chunks(
         The first so many inputs of each chunk are digested at each stage before the network.
     meter
         Told where the time goes.
+    progress
+        Told of inputs that are computed: of texts, long before the outcomes of the first, which may be the longest.
     """
-    waiting: deque[_Batch[Chunk]] = deque()
+    waiting: deque[Batch[Chunk]] = deque()
     meter = meter or Meter(cores=num_cores())
 
     def arrays() -> Generator[NDArray[Any], None, None]:
-        loader: _Loader[Chunk] = _Loader(modality, runtime.batch_size, num_workers, num_digested, meter)
+        loader: Loader[Chunk] | LengthLoader[Chunk]
+        # Where texts have one length, there is nothing to sort, and nothing to wait for.
+        if len(runtime.lengths) > 1:
+            loader = LengthLoader(modality, runtime.batch_size, runtime.lengths, num_workers, num_digested, meter)
+        else:
+            loader = Loader(modality, runtime.batch_size, num_workers, num_digested, meter)
         with closing(loader.batches(chunks)) as batches:
             while True:
                 started = perf_counter()
@@ -135,9 +139,13 @@ def run_chunks(
                 if batch is None:
                     return
                 waiting.append(batch)
+                if runtime.lengths:
+                    num_tokens = int(count_tokens(batch.array).sum())
+                    meter.add_tokens(num_tokens, batch.array.size, one_length=len(runtime.lengths) == 1)
                 yield batch.array
 
     pending: dict[str, list[NDArray[np.float32]]] = {}
+    items: list[Item] = []
     with closing(arrays()) as feed, closing(runtime.map(feed)) as results:
         while True:
             started, waited = perf_counter(), meter.waited["decode"]
@@ -149,17 +157,25 @@ def run_chunks(
             batch = waiting.popleft()
             for tap, values in features.items():  # without the padding of a chunk's last batch
                 pending.setdefault(tap, []).append(values[: batch.num_used])
-            if items := batch.complete:
+            items += batch.items
+            if progress is not None and batch.items:
+                progress.advance(len(batch.items), bad=sum(item.problem is not None for item in batch.items))
+            if items and batch.is_last:
+                taken = _take_features(pending, len(items), modality.views)
+                if batch.order is not None:
+                    taken = {tap: values[batch.order] for tap, values in taken.items()}
+                    items = [items[place] for place in batch.order.tolist()]
                 yield (
                     batch.chunk,
                     Outcome(
-                        _take_features(pending, len(items), modality.views),
+                        taken,
                         [item.problem for item in items],
                         [item.cut for item in items],
                         [item.digests for item in items],
                         [item.remark for item in items],
                     ),
                 )
+                items = []
 
 
 def to_stored(
@@ -212,118 +228,3 @@ def _take_features(
         pending[tap] = [values[num_slots:]] if num_slots < len(values) else []
         taken[tap] = values[:num_slots].reshape(count, *shape_of_row(values.shape[1:], views))
     return taken
-
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    """One input on its way into slots of batches."""
-
-    slots: list[NDArray[Any]] = field(default_factory=list)
-    """The piece of a batch for each view."""
-    digested: bool = False
-    problem: InputError | None = None
-    cut: bool = False
-    digests: InputDigests | None = None
-    remark: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class _Batch(Generic[Chunk]):
-    chunk: Chunk
-    array: NDArray[Any]
-    num_used: int = 0
-    complete: list[_Item] = field(default_factory=list)
-    """The inputs whose last view lies in this batch."""
-    futures: list[Future[None]] = field(default_factory=list)
-
-
-class _Loader(Generic[Chunk]):
-    """Lets threads fill batches ahead of their use."""
-
-    def __init__(
-        self, modality: Modality, batch_size: int, num_workers: int | None, num_digested: int, meter: Meter
-    ) -> None:
-        self._modality, self._batch_size, self._meter = modality, batch_size, meter
-        self._num_digested = num_digested
-        self._num_workers = num_workers or num_cores()
-        self._num_views = num_views(modality.views)
-        self._most_ahead = max(_BATCHES_AHEAD, -(-_INPUTS_AHEAD // batch_size))
-        self._ahead: deque[_Batch[Chunk]] = deque()
-        ahead = self._most_ahead * batch_size
-        self._handful = max(min(ahead // (_HANDFULS_AHEAD * self._num_workers), _MOST_AT_A_TIME), 1)
-        self._to_load: list[tuple[_Item, Input]] = []
-        self._touched: dict[int, _Batch[Chunk]] = {}
-
-    def batches(self, chunks: Iterable[tuple[Chunk, Sequence[Input]]]) -> Generator[_Batch[Chunk], None, None]:
-        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
-        remaining = (
-            (chunk, source, index < self._num_digested)
-            for chunk, inputs in chunks
-            for index, source in enumerate(inputs)
-        )
-        try:
-            while True:
-                while self._num_full() < self._most_ahead and (following := next(remaining, None)) is not None:
-                    self._assign(*following)
-                    if len(self._to_load) >= self._handful:
-                        self._load(pool)
-                self._load(pool)
-                if not self._ahead:
-                    return
-                batch = self._ahead.popleft()
-                for future in batch.futures:
-                    future.result()
-                yield batch
-        finally:
-            # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within a few inputs.
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _num_full(self) -> int:
-        return len(self._ahead) - 1 + (self._ahead[-1].num_used == self._batch_size) if self._ahead else 0
-
-    def _assign(self, chunk: Chunk, source: Input, digested: bool) -> None:
-        """Give an input its slots."""
-        item = _Item(digested=digested)
-        for _ in range(self._num_views):
-            # No batch holds two chunks: a shard is complete with its last batch.
-            last = self._ahead[-1] if self._ahead else None
-            if last is None or last.num_used == self._batch_size or last.chunk is not chunk:
-                last = _Batch(chunk, self._modality.empty(self._batch_size))
-                self._ahead.append(last)
-            self._touched[id(last)] = last
-            item.slots.append(last.array[last.num_used])
-            last.num_used += 1
-        self._ahead[-1].complete.append(item)
-        self._to_load.append((item, source))
-
-    def _load(self, pool: ThreadPoolExecutor) -> None:
-        """Have a thread fill the slots that were given."""
-        if self._to_load:
-            future = pool.submit(_load_all, self._to_load, self._modality, self._meter)
-            for batch in self._touched.values():
-                batch.futures.append(future)
-            self._to_load, self._touched = [], {}
-
-
-def _load_all(items: list[tuple[_Item, Input]], modality: Modality, meter: Meter) -> None:
-    started, on_core, reading = perf_counter(), thread_time(), 0.0
-    for item, source in items:
-        reading += _load_into(item, source, modality)
-    spent = perf_counter() - started
-    meter.add_loading(read=reading, decode=spent - reading, cpu_seconds=thread_time() - on_core)
-
-
-def _load_into(item: _Item, source: Input, modality: Modality) -> float:
-    """Fill the slots of an input, and return the seconds that reading took."""
-    started = was_read = perf_counter()
-    try:
-        data = source.read(modality.max_bytes)
-        was_read = perf_counter()
-        arrays, item.cut, item.digests, item.remark = modality.load(data, digested=item.digested)
-        for slot, array in zip(item.slots, arrays, strict=True):
-            slot[...] = array
-    except InputError as error:
-        item.problem = error
-    except MemoryError:  # with fewer threads the same input may fit, so the row is left for the next run
-        item.problem = InputError("no_memory", "there was not enough memory to decode it; use fewer --jobs")
-    return was_read - started

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.lengths import full_length
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
+from featurecache.extraction import drift
 from featurecache.extraction.inventory import take_inventory
 from featurecache.extraction.reproduction import may_be, reproduce_backbone
 from featurecache.extraction.worker import Worker
@@ -25,6 +29,7 @@ from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.listings import Listing
 from featurecache.store.repair import SetAside, shards_set_aside
+from featurecache.store.schemas import Provenance
 from featurecache.store.store import FeatureStore
 
 
@@ -127,13 +132,14 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
 def _recompute(
     store: FeatureStore, shards: SetAside, source: Source, listing: Listing, inputs: Inputs, progress: Progress
 ) -> int:
-    feature_set, ran = shards.feature_set, shards.provenance
+    feature_set, ran = shards.feature_set, msgspec.convert(shards.provenance, Provenance)
     backbone = inputs.reproduce(feature_set)
     (tap,) = resolve_taps(backbone, [feature_set.tap])
     # The same batch size and runtime, and one shard for all rows, so that equal work gives equal bytes.
-    same = {
-        "batch_size": ran["batch_size"] if ran["device"] == str(checked_device(inputs.settings.device)) else None,
-        "runtime": ran["runtime"],
+    same_device = drift.is_same_device(ran, str(checked_device(inputs.settings.device)))
+    same: dict[str, Any] = {
+        "batch_size": ran.batch_size if same_device else None,
+        "runtime": ran.runtime,
         "shard_rows": max(len(shards.rows), 1),
     }
     worker = Worker(
@@ -145,5 +151,7 @@ def _recompute(
         taps={tap.name: tap},
         settings=replace(inputs.settings, **same),
         progress=progress,
+        # Earlier releases recorded none, and padded each text to the most tokens.
+        lengths=ran.lengths or full_length(backbone) or None,
     )
     return worker.run(np.intersect1d(shards.rows, listing.unique_rows)).num_rows

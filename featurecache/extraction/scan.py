@@ -59,18 +59,40 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     store = FeatureStore.open(job.cache) if (job.cache / "FORMAT.json").exists() else None
     if not all(recall(job, store).values()):
         _ = job.network  # an unknown backbone or tap, or one for other samples, shows here
-    store = store or FeatureStore.create(job.cache)
+    return scan_into(store or FeatureStore.create(job.cache), source, progress)[0]
+
+
+def scan_into(store: FeatureStore, source: Source, progress: Progress) -> tuple[Listing, int]:
+    """Give every input of a source its row in a cache, and keep the listing there.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    source : Source
+        It holds something: see `check_source`.
+    progress : Progress
+
+    Returns
+    -------
+    listing : Listing
+        As it lies in the cache.
+    num_read : int
+        Inputs that were read here; the others are as they were, or another process has read them meanwhile.
+    """
     with _alone(store, source.key, progress) as made_meanwhile:
         if made_meanwhile is not None:
-            return made_meanwhile
+            return made_meanwhile, 0
         before = store.listings.load(source.key)
         entries = Entries.of(source)
         rows = known_rows(entries, before, len(store.samples))
+        num_read = 0
         for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress):
+            num_read += len(indices)
             rows[indices] = store.samples.append(ids, entries.names.take(indices), entries.stamps[indices, 0])
         listing = Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)
         # A listing that is as before is not written again: of a million files it has some 60 MB.
-        return listing if before is not None and listing.same_as(before) else store.listings.save(listing)
+        is_as_before = before is not None and listing.same_as(before)
+        return listing if is_as_before else store.listings.save(listing), num_read
 
 
 @contextmanager

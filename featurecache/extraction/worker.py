@@ -80,6 +80,8 @@ class Worker:
         What computes, and the tap of each set.
     settings : ExtractionSettings
     progress : Progress
+    lengths : tuple of int, optional
+        Of texts, the padded lengths, where they are not to be those of the newest features.
     """
 
     store: FeatureStore
@@ -90,6 +92,7 @@ class Worker:
     taps: Mapping[str, Tap]
     settings: ExtractionSettings
     progress: Progress
+    lengths: tuple[int, ...] | None = None
     meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
     _open: list[OpenShard] = field(default_factory=list)
     _last_remark: float = field(default_factory=perf_counter)
@@ -104,7 +107,7 @@ class Worker:
         """What executes the backbone."""
         # When first needed, not with the worker: `run` may still change the settings, and the later the records are
         # read, the more of other workers' choices are among them.
-        return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets))
+        return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets), self.lengths)
 
     def run(self, rows: Rows) -> WorkerReport:
         """Have the features of some rows cached, by this worker or by others that are at it.
@@ -140,7 +143,9 @@ class Worker:
                 startup = perf_counter() - started
                 if shards:
                     # None where the runtime was chosen without a trial.
-                    rate = next((runtime.trial.get(runtime.name) for runtime in self.runtimes.opened.values()), None)
+                    # Of texts the trial was at one length, and what theirs are is not known yet.
+                    of_one_shape = (r for r in self.runtimes.opened.values() if len(r.lengths) < 2)
+                    rate = next((runtime.trial.get(runtime.name) for runtime in of_one_shape), None)
                     expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=rate)
                     self.progress.start("extracting", expected.num_rows)
                     self.progress.note(expected.sentence())
@@ -223,6 +228,7 @@ class Worker:
                     num_workers=self.settings.num_workers,
                     num_digested=MOST_DIGESTED,
                     meter=self.meter,
+                    progress=self.progress,
                 )
                 with closing(outcomes):
                     for shard, outcome in outcomes:
@@ -255,9 +261,8 @@ class Worker:
             yield taken
 
     def _report(self, outcome: Outcome) -> None:
-        """Report how far the run is, and from time to time what it is waiting for."""
+        """Count what is done, and report from time to time what the run is waiting for."""
         self.meter.num_inputs += len(outcome.problems)
-        self.progress.advance(len(outcome.problems), bad=sum(problem is not None for problem in outcome.problems))
         if perf_counter() - self._last_remark > _SECONDS_BETWEEN_REMARKS:
             self._last_remark = perf_counter()
             self.progress.say(self.meter.usage().sentence())

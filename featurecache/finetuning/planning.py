@@ -194,7 +194,7 @@ def measured_speed(
     )
     trainer = LayerTrainer(factory(1), data, FineTunedClassifier(**tuning.params()))
     batch = np.arange(size), activations
-    with all_threads(), torch.random.fork_rng(devices=[]):  # a step seeds torch
+    with all_threads(), trainer.arithmetic(), torch.random.fork_rng(devices=[]):  # a step seeds torch
         seconds = [
             # At a learning rate of zero: the weights are not to leave the range in which they were trained.
             _timed(clock, lambda: trainer.take_step(batch, 0.0))

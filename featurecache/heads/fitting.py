@@ -17,6 +17,7 @@ from featurecache.errors import FeatureCacheError, HeadError, TaskError
 from featurecache.heads.baseline import MajorityClassifier
 from featurecache.heads.checks import is_known, is_partial
 from featurecache.heads.head import Setting
+from featurecache.heads.recorded_warnings import recorded_warnings
 from featurecache.heads.registry import make_head
 from featurecache.heads.solver.classifier import LinearClassifier
 
@@ -69,8 +70,7 @@ def fit_estimator(
             if not isinstance(limit, int) or limit < 1:
                 return False
             estimator.set_params(max_iter=more * limit)
-        with refusals(estimator, X, y, name), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
+        with refusals(estimator, X, y, name), recorded_warnings() as caught:
             estimator.fit(X, y, **fit_params)
         for warning in caught:
             # Recorded to see whether it converged; what else was warned of is for the user.

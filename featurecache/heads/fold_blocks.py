@@ -5,6 +5,7 @@ Each block holds rows of one fold only, so that the problems that leave that fol
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.devices import copied_to, free_device_memory
 from featurecache.heads.preparation import shrunk_variance
 
+_log = logging.getLogger(__name__)
+
 _BLOCK_BYTES = 24 << 20
+# Of the free memory, for the rows. Gradients of all folds and classes, and torch's fragments, take the rest.
+_SHARE_OF_DEVICE = 0.5
 # The fold of rows that no problem leaves out; a problem that leaves out this one leaves out nothing.
 NO_FOLD = -1
 
@@ -51,7 +57,8 @@ class FoldBlocks:
     Parameters
     ----------
     X : ndarray or Readable of shape (n_samples, n_features)
-        An array stays in memory, sorted by fold; anything else is read once for each pass over the rows.
+        An array stays in memory, sorted by fold, on a GPU if that has the memory; anything else is read once for each
+        pass over the rows.
     y : ndarray of int64 (n_samples,), or (n_samples, n_outputs)
         Class indices; or several labels, 0 or 1, or several numbers.
     fold : ndarray of int64 (n_samples,)
@@ -86,19 +93,37 @@ class FoldBlocks:
 
     def __iter__(self) -> Iterator[Block]:
         """Hand out all rows, each once."""
-        in_memory = isinstance(self.X, np.ndarray) and not isinstance(self.X, np.memmap)
-        return iter(self._in_memory) if in_memory else self._read()
+        if not isinstance(self.X, np.ndarray) or isinstance(self.X, np.memmap):
+            return self._read()
+        return iter(self._held) if self._fits else self._sorted_by_fold()
 
     @cached_property
-    def _in_memory(self) -> list[Block]:
-        blocks = []
+    def _held(self) -> list[Block]:
+        return list(self._sorted_by_fold())
+
+    @cached_property
+    def _fits(self) -> bool:
+        """Whether a GPU holds all rows; else each pass over them copies them once more."""
+        needed = self.num_rows * self.num_features * self.dtype.itemsize
+        free = free_device_memory(self.device)
+        if free is None or needed <= _SHARE_OF_DEVICE * free:
+            return True
+        _log.warning(
+            "%s has %.1f GB of memory free, and the features of a head take %.1f GB: they are copied block by block in "
+            "each pass; --device cpu may be faster",
+            self.device,
+            free / 1e9,
+            needed / 1e9,
+        )
+        return False
+
+    def _sorted_by_fold(self) -> Iterator[Block]:
         assert isinstance(self.X, np.ndarray)
         for fold in self.folds:
             rows = np.flatnonzero(self.fold == fold)
             for start in range(0, len(rows), self._block_rows):
                 some = rows[start : start + self._block_rows]
-                blocks.append(self._block(fold, self.X[some], some))
-        return blocks
+                yield self._block(fold, self.X[some], some)
 
     def _read(self) -> Iterator[Block]:
         for start in range(0, self.num_rows, self._block_rows):
@@ -111,10 +136,10 @@ class FoldBlocks:
 
     def _block(self, fold: int, X: NDArray[Any], rows: NDArray[np.int64]) -> Block:
         # Torch warns of arrays that cannot be written, as rows of a memory map are.
-        X_nD = torch.from_numpy(np.require(X, requirements=["C", "W"])).to(self.device, self.dtype)
-        index_n, weight_n = torch.from_numpy(rows).to(self.device), None
+        X_nD = copied_to(torch.from_numpy(np.require(X, requirements=["C", "W"])), self.device).to(self.dtype)
+        index_n, weight_n = copied_to(torch.from_numpy(rows), self.device), None
         if self.weight is not None:
-            weight_n = torch.from_numpy(self.weight[rows]).to(self.device, self.dtype)
+            weight_n = copied_to(torch.from_numpy(self.weight[rows]), self.device).to(self.dtype)
         return Block(fold, X_nD, weight_n, index_n)
 
 

@@ -13,8 +13,10 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.atomic import make_folder, partial_name
@@ -24,6 +26,22 @@ from featurecache.stopping import forget, temporary
 # whose lease is lost too early is done twice. Longer, and others wait for a worker that was killed with its machine.
 HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes
+    ----------
+    host, pid : str, int
+    age : float
+        Seconds since it last touched the lease.
+    """
+
+    host: str
+    pid: int
+    age: float
 
 
 class Leases:
@@ -59,6 +77,19 @@ class Leases:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             forget(path)
+
+    def holders(self) -> list[Holder]:
+        """Return who holds which lease, but for those that count for nothing; nothing is written."""
+        found = []
+        for path in sorted(self._folder.glob("*.lease")):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # given back, or says nothing
+                holder = _read_holder(path)
+                # By this machine's clock, as that of a file system cannot be asked where nothing can be written. Of a
+                # machine whose clock goes ahead of it, leases have been touched just now.
+                age = max(time.time() - path.stat().st_mtime, 0.0)
+                if not self._is_lost(holder, age):
+                    found.append(Holder(str(holder["host"]), int(str(holder["pid"])), age))
+        return found
 
     def _take(self, path: Path) -> bool:
         try:
@@ -114,11 +145,15 @@ class Leases:
     def _is_dead(self, path: Path) -> bool:
         try:
             age = self._now() - path.stat().st_mtime
-            holder = json.loads(path.read_text()[:4096])
+            holder = _read_holder(path)
         except FileNotFoundError:
             return True
-        except (OSError, ValueError):
+        except OSError:
             return False
+        return self._is_lost(holder, age)
+
+    def _is_lost(self, holder: dict[str, object], age: float) -> bool:
+        """Tell whether a holder will never give its lease back."""
         if age > self._expiry:
             return True
         mine = json.loads(self._holder)
@@ -140,6 +175,15 @@ class Leases:
                 os.utime(path)
 
 
+def _read_holder(path: Path) -> dict[str, object]:
+    """Read what a lease says; nothing where it is half written, cut off by a power cut, or a stranger's."""
+    with path.open("rb") as file, contextlib.suppress(ValueError, RecursionError):
+        holder = json.loads(file.read(4096))
+        if isinstance(holder, dict):
+            return holder
+    return {}
+
+
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -154,6 +198,6 @@ def _is_running(pid: object) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):  # somebody else's process, or no number of a process at all
         return True
     return True

@@ -62,7 +62,7 @@ class SampleTable:
     def uris_of(self, rows: Sequence[int] | range | Rows) -> list[str]:
         """Return where each of some inputs was first seen, relative to its source; for people, never opened."""
         rows = np.asarray(rows, np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+        if len(rows) and (rows.min() < 0 or not self.reaches(int(rows.max()))):
             raise CorruptError(
                 f"the sample table has {len(self)} rows, not row {rows.max()}: a part of samples/ is missing; "
                 "restore it from a copy of the cache, or extract into a new one"
@@ -124,6 +124,12 @@ class SampleTable:
             starts.append(starts[-1] + commit.shard.arrays["id"].shape[0])
         self._commits, self._starts = commits, np.array(starts, np.int64)
 
+    def reaches(self, row: int) -> bool:
+        """Tell whether the table has a row, which another writer may have added since this one was opened."""
+        if row >= len(self):
+            self.reload()
+        return row < len(self)
+
     def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Array]:
         """Yield consecutive pieces of a column, each as it is mapped.
 
@@ -145,7 +151,7 @@ class SampleTable:
         """Return some rows of a column."""
         if len(rows) == 0:
             return np.zeros((0, 32), np.uint8) if name == "id" else np.zeros(0, np.uint64)
-        if rows.min() < 0 or rows.max() >= len(self):
+        if rows.min() < 0 or not self.reaches(int(rows.max())):
             raise IndexError(f"the table has {len(self)} rows")
         if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             # Neighbours in one shard are a view of its map, not a copy.

@@ -59,8 +59,24 @@ class SourceBody(Struct):
     ignored: IgnoredBody | None = None
 
 
-class Provenance(Struct):
-    """What ran."""
+class Provenance(Struct, omit_defaults=True):
+    """What ran.
+
+    Attributes
+    ----------
+    runtime, device, machine : str
+        ``torch`` or ``openvino``; the type of the device, in earlier releases with its number; of the processor.
+    batch_size : int
+        Inputs in a forward pass.
+    versions, python
+        Of libraries.
+    device_model : str
+        Of a GPU; empty where the type says all, and in earlier releases.
+    lengths : tuple of int or None
+        To which texts may be padded; None of images, and in earlier releases, which padded each to the most tokens.
+    norms_folded : bool or None
+        Batch norms were part of the convolutions before them; None in earlier releases.
+    """
 
     runtime: Text
     device: Text
@@ -68,6 +84,9 @@ class Provenance(Struct):
     batch_size: Annotated[int, Meta(ge=1, le=1 << 20)]
     versions: dict[Text, Text]
     python: Text = ""
+    device_model: Text = ""
+    lengths: Annotated[tuple[Annotated[int, Meta(ge=1)], ...], Meta(max_length=64)] | None = None
+    norms_folded: bool | None = None
 
 
 class Precision(Struct, frozen=True, omit_defaults=True):

@@ -34,11 +34,9 @@ def add_small_options(parser: argparse.ArgumentParser) -> None:
 
 def bench_small(args: argparse.Namespace) -> dict[str, Any]:
     """Fit on few labels, many times; print differences of accuracy and ratios of log loss, by set and pooled."""
-    from joblib import effective_n_jobs
+    from featurecache.evaluation.processes import FitBackend
 
-    from featurecache.evaluation.processes import in_processes
-
-    heads, found = args.head or ["logistic"], {}
+    backend, heads, found = FitBackend.active(args.jobs), args.head or ["logistic"], {}
     for label, X, y in read_sets(args.caches, args.task):
         for num_labels in args.labels or [5, 10, 20, 40]:
             counts = np.bincount(y)
@@ -47,7 +45,7 @@ def bench_small(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             kept = np.isin(y, enough)
             draws = [(X[kept], np.searchsorted(enough, y[kept]), num_labels, heads, seed) for seed in range(args.draws)]
-            rows = np.array([row for _, row in in_processes(draw, draws, workers=effective_n_jobs(args.jobs))])
+            rows = np.array([row for _, row in backend.run(draw, draws, workers=backend.count)])
             found[f"{label}, {num_labels} labels"] = rows
             print(f"{label}, {num_labels} labels of each class", flush=True)
             for index, name in enumerate((", ".join(heads), *PEERS)):
@@ -135,18 +133,21 @@ def add_reruns_options(parser: argparse.ArgumentParser) -> None:
 
 def bench_reruns(args: argparse.Namespace) -> dict[str, Any]:
     """Add ten samples, train again, five times: print by how much the probability of a new sample moves."""
-    from joblib import effective_n_jobs
-
-    from featurecache.evaluation.processes import in_processes
+    from featurecache.evaluation.processes import FitBackend
     from featurecache.heads.registry import list_heads
 
-    heads, steps, spreads = args.head or list_heads(kind="classification"), [], []
+    backend, heads, steps, spreads = (
+        FitBackend.active(args.jobs),
+        args.head or list_heads(kind="classification"),
+        [],
+        [],
+    )
     for label, X, y in read_sets(args.caches, args.task):
         sizes = [args.begin + args.add * number for number in range(args.reruns + 1)]
         if len(y) < sizes[-1] + 50:
             continue
         runs = [(X, y, sizes, heads, seed) for seed in range(args.draws)]
-        moves = [move for _, move in in_processes(reruns, runs, workers=effective_n_jobs(args.jobs))]
+        moves = [move for _, move in backend.run(reruns, runs, workers=backend.count)]
         steps.append(np.mean([step for step, _, _ in moves]))
         spreads.append(np.mean([spread for _, spread, _ in moves]))
         chosen = "; ".join(" ".join(names) for _, _, names in moves)

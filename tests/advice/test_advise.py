@@ -262,6 +262,9 @@ def test_commands_say_what_has_to_be_filled_in(cache: Path, call: Callable[..., 
     assert mails.extract(found, "blocks").startswith(
         "featurecache extract mails.tsv --text-column 2 --no-header --cache"
     )
+    in_memory = dataclasses.replace(found, identity=dataclasses.replace(found.identity, backbone="module:Net"))
+    assert "--backbone python:MODULE:FACTORY" in Commands(store, "colour").extract(in_memory, "blocks")
+    assert "--backbone python:MODULE:FACTORY" in Commands(store, "colour").without_transfer(in_memory)["untrained"]
     status, _, err = call(*shlex.split(Commands(store, "colour").label)[1:])
     assert (status, "LABELS.csv" in err) == (2, True)  # the table is all that is missing
 

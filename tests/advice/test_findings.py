@@ -273,3 +273,24 @@ def test_planted_wrong_labels_are_listed() -> None:
     first = found.details["labels"][0]
     assert first["label"] != first["suggested"]
     assert "labels are worth checking, the first" in found.text
+
+
+def test_of_two_gaps_the_smaller_one_is_seldom_named() -> None:
+    rng, named, floor = np.random.default_rng(3), [], np.ones(300)
+    for _ in range(400):
+        # By chance alike: in the sample 0.02, out of fold 0.10, on the target 0.17; so variance 0.08, mismatch 0.07.
+        in_sample = (rng.random(300) < 0.02).astype(float)
+        out_of_fold = np.maximum(in_sample, rng.random(300) < 0.08 / 0.98)
+        target = (rng.random(150) < 0.17).astype(float)
+        named.append(diagnosis_finding(in_sample, out_of_fold, floor, target=target).verdict)
+    assert named.count("mismatch") <= 0.05 * len(named)
+    assert named.count("bias") == 0
+    # And what is larger by far is nearly always named.
+    named = []
+    for _ in range(100):
+        in_sample = (rng.random(900) < 0.01).astype(float)
+        out_of_fold = np.maximum(in_sample, rng.random(900) < 0.02)
+        target = (rng.random(160) < 0.13).astype(float)
+        named.append(diagnosis_finding(in_sample, out_of_fold, np.ones(900), target=target).verdict)
+    assert named.count("mismatch") >= 90
+    assert set(named) <= {"mismatch", "cannot tell"}

@@ -52,6 +52,32 @@ class ReadsNorm(Small):
         return super().forward(images_BCHW) + self.body[1].weight.sum()
 
 
+class Deep(nn.Module):
+    """Each norm takes away a mean that is far above what varies, and with it the leading digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [(nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for i in range(12)]
+        self.body = nn.Sequential(*(layer for block in blocks for layer in block))
+        for conv, norm, _ in blocks:
+            nn.init.uniform_(conv.weight, 0.95, 1.0)
+            norm.momentum = 1.0
+        self.head = nn.Linear(8, 2)
+        with torch.no_grad():
+            self(torch.randn(16, 3, 32, 32))  # sets the statistics
+
+    def forward(self, images_BCHW):
+        return self.head(self.body(images_BCHW).mean((2, 3)))
+
+
+class Standardised(nn.Conv2d):
+    """Uses its weight itself before it convolves."""
+
+    def forward(self, images_BCHW):
+        weight = self.weight.float() - self.weight.float().mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(images_BCHW, weight, self.bias, self.stride)
+
+
 class UsedTwice(nn.Module):
     """What its convolution gives goes into a norm and past it."""
 
@@ -169,6 +195,20 @@ def _quick(factory):
 def small():
     torch.manual_seed(0)
     return Small()
+
+
+@_quick
+def deep():
+    torch.manual_seed(0)
+    return Deep()
+
+
+@_quick
+def standardised():
+    torch.manual_seed(0)
+    network = Small()
+    network.body[0] = Standardised(3, 8, 3, stride=4)
+    return network
 
 
 @_quick

@@ -39,7 +39,7 @@ def cached(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Pa
 
 
 def test_verbs_are_the_documented_ones() -> None:
-    first = ("run", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export")
+    first = ("run", "scan", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export")
     second = ("export-features", "similar", "explore", "rm")
     assert (*first, *second, "backbones", "inspect", "verify", "repair", "gc", "convert", "doctor", "guide") == VERBS
 

@@ -22,6 +22,7 @@ LINUX = Path("/proc/self/stat").exists()
 DEADLINE = 5 * 5
 """Seconds until a signal must have had its effect: five, on a machine that does nothing else."""
 STOPPED = {
+    "scan": "the cache lists the source as before",
     "extract": "finished shards are kept, run the same command to go on",
     "sweep": "finished results are kept, run the same command to go on",
     "train": "nothing is kept of heads that were in training",
@@ -92,6 +93,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def commands(source: Path, cache: Path, new: Path) -> dict[str, list[object]]:
     return {
+        "scan": ["scan", source, "--cache", new, "--quiet"],
         "extract": [
             "extract",
             source,

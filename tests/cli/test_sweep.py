@@ -26,6 +26,7 @@ from featurecache.errors import HeadError, ReportWarning, UnknownNameError
 from featurecache.evaluation import fits, selection
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.plan import Plan
+from featurecache.evaluation.processes import FitBackend
 from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.search import evaluate_head, search
 from featurecache.evaluation.summary import SweepLine
@@ -128,11 +129,13 @@ def test_a_sweep_that_is_soon_done_starts_no_processes(cached: Path, monkeypatch
     """They would import all libraries again; one that takes long has them after its first search."""
     started: list[int] = []
 
-    def in_processes(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], *, workers: int) -> Iterator[Any]:
+    def run(
+        backend: FitBackend, work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], *, workers: int
+    ) -> Iterator[Any]:
         started.append(workers)
         return enumerate(starmap(work, arguments))
 
-    monkeypatch.setattr(fits, "in_processes", in_processes)
+    monkeypatch.setattr(FitBackend, "run", run)
     store, heads = FeatureStore.open(cached), ["nearest_mean", "majority"]
     for seconds, seeds, expected in ((1e9, [0, 1], []), (0.0, [2, 3], [2])):
         monkeypatch.setattr(fits, "_SECONDS_TO_START", seconds)

@@ -138,6 +138,9 @@ def test_a_network_in_memory_is_a_backbone(photos: Path, tmp_path: Path) -> None
     )
     assert values.shape == (2, 8)
     assert network.fc.out_features == 2  # its own copy is changed
+    spec = fc.load_backbone(BackboneRequest(name="torchvision:resnet18", init="random")).preprocess
+    with_spec = fc.extract(photos, tmp_path / "spec", backbone=network, preprocess=spec, settings=SETTINGS)
+    assert with_spec.feature_sets()[0].identity.preprocess == spec
     assert fc.name_module(network, "mine") == "module:mine"
     with pytest.raises(RequestError, match="'a b' cannot name a network"):
         fc.name_module(network, "a b")

@@ -19,6 +19,7 @@ from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.refit import is_fitted
 from featurecache.evaluation.trained_head import reported_rows
 from featurecache.evaluation.training import TrainingReport
+from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import verify
 
@@ -83,6 +84,22 @@ def test_what_is_taken_up_is_what_was_found(cache: Path, searched: list[str]) ->
         np.testing.assert_allclose(*(head.probabilities(X) for head in saved), atol=1e-7)
         assert saved[0].meta["fitted_on"] == saved[1].meta["fitted_on"]
     np.testing.assert_allclose(saved[1].probabilities(X), first.best.result.proba, atol=1e-7)
+
+
+class Stops(Silent):
+    """A progress of somebody who stops a training once one head is ready."""
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_training_that_is_stopped_goes_on_where_it_was(cache: Path, searched: list[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, *HEADS, progress=Stops())
+    assert len(searched) == 1
+    found = train(cache, *HEADS)
+    assert sorted(searched) == sorted(HEADS)
+    assert [head.result.head for head in found.heads if head.result.is_kept] == searched[:1]
 
 
 def test_only_what_is_new_is_fitted(cache: Path, searched: list[str]) -> None:

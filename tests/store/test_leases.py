@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -85,11 +86,23 @@ def test_the_heartbeat_keeps_a_lease_alive(tmp_path: Path) -> None:
         assert lease.stat().st_mtime > 1
 
 
-def test_a_lease_that_is_no_json_is_respected_until_it_expires(tmp_path: Path) -> None:
-    lease = tmp_path / "a.lease"
-    lease.write_text("half wri")
-    with Leases(tmp_path).hold("a") as held:
-        assert not held
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1, 2]", "null", '"words"', "9" * 5000, '{"host": HOST, "boot": BOOT, "pid": 99999999999999999999}'],
+)
+def test_a_lease_that_names_no_holder_is_respected_until_it_expires(tmp_path: Path, content: str) -> None:
+    # A stranger may have written it.
+    with Leases(tmp_path).hold("mine"):
+        mine = json.loads((tmp_path / "mine.lease").read_text())
+    (tmp_path / "a.lease").write_text(
+        content.replace("HOST", json.dumps(mine["host"])).replace("BOOT", json.dumps(mine["boot"]))
+    )
+    with Leases(tmp_path, expiry=60).hold("a") as free:
+        assert not free
+    Leases(tmp_path, expiry=60).holders()
+    os.utime(tmp_path / "a.lease", (time.time() - 100,) * 2)
+    with Leases(tmp_path, expiry=60).hold("a") as free:
+        assert free
 
 
 def test_a_lease_whose_holder_is_not_written_yet_counts_as_alive(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurecache.errors import CorruptError
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable, find_ids
 
@@ -49,6 +50,17 @@ def test_two_writers_never_give_a_row_twice(tmp_path: Path) -> None:
     assert add(second, [3, 2]).tolist() == [2, 1]  # second's view was stale when it began
     assert add(first, [3, 4]).tolist() == [2, 3]
     assert len(SampleTable(ShardFolder(tmp_path))) == 4
+
+
+def test_an_open_table_finds_what_another_writer_has_added(tmp_path: Path) -> None:
+    # `advise` opens a cache, has untrained arms extracted into it from a larger folder, and reads these.
+    opened, writer = SampleTable(ShardFolder(tmp_path)), SampleTable(ShardFolder(tmp_path))
+    for numbers in ([1, 2], [3], [4]):
+        add(writer, numbers)
+    assert opened.ids[np.array([2, 0])].tobytes() == ids_of([3, 1]).tobytes()
+    assert opened.uris_of([3]) == ["f/4.jpg"]
+    with pytest.raises(CorruptError, match="has 4 rows, not row 4"):
+        opened.uris_of([4])
 
 
 def test_ids_that_share_a_prefix_are_told_apart() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featurecache.devices import exact_float32
 from featurecache.heads.checks import REAL_TYPES, checked_to_fit, is_small
 from featurecache.heads.gradient.options import StackedOptions
 from featurecache.heads.gradient.outputs import Groups, Targets, Weights
@@ -199,7 +200,7 @@ class StackedEstimator(StackedOptions, GradientEstimator):
             rows.prior_rows = PRIOR_ROWS if num_tokens == 1 else 0.0
             data = StackedData(rows, self.task_kind, num_tokens, class_weight)
             # Steps on few rows are so short that threads spend them waiting for each other.
-            with one_thread() if is_small(*X.shape) else nullcontext():
+            with one_thread() if is_small(*X.shape) else nullcontext(), exact_float32(self.device):
                 trainer = StackedTrainer(data, shapes, stack, self)
                 trainer.run()
             # Classes or units: all that is no parameter.

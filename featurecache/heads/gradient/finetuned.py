@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featurecache.devices import copied_to, exact_float32
 from featurecache.errors import HeadError
 from featurecache.hashing import digest_arrays
 from featurecache.heads.gradient.budget import TrainingBudget, loss_rise
@@ -357,5 +358,5 @@ def _computed(
 
     size = _ROWS_AT_A_TIME
     blocks = (indices[start : start + size] for start in range(0, len(indices), size))
-    with torch.no_grad():
-        return [function(block.to(device)).float().cpu().numpy() for block in read_ahead(dataset.read, blocks)]
+    with torch.no_grad(), exact_float32(device):
+        return [function(copied_to(block, device)).float().cpu().numpy() for block in read_ahead(dataset.read, blocks)]

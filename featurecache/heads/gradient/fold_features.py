@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.devices import copied_to
 from featurecache.heads.checks import has_few_rows
 from featurecache.heads.fold_blocks import FoldBlocks
 from featurecache.heads.gradient.stacked import RawFeatures
@@ -52,7 +53,9 @@ class FoldFeatures:
         """Return some rows for each fold (F, B, width); indices are in increasing order."""
         X = np.asarray(self._rows.X[indices])
         # Writable, which memory maps are not: torch has no tensors that are read only.
-        X_BD = torch.from_numpy(np.require(X, requirements=["C", "W"])).to(self._rows.device, self._rows.dtype)
+        X_BD = copied_to(torch.from_numpy(np.require(X, requirements=["C", "W"])), self._rows.device).to(
+            self._rows.dtype
+        )
         return (X_BD - self._mean_F1D) / self._scale_F1D
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from featurecache.devices import copied_to, exact_float32
 from featurecache.errors import first_line
 from featurecache.heads.gradient.augmentation import AUGMENTATIONS
 from featurecache.heads.gradient.budget import Deadline
@@ -136,7 +137,10 @@ class LayerTrainer(Trainer[Batch]):
         self._best = self._best or {name: tensor.detach().clone() for name, tensor in self._kept.items()}
         device = self._setting.device
         # Steps seed torch; what the caller draws is to stay the same.
-        with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
+        with (
+            torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []),
+            self.arithmetic(),
+        ):
             super().run()
         # Stopped in the first epoch, the weights have not been compared with any others yet.
         if len(self._data.held_out) and self.step >= self.schedule.steps_per_round:
@@ -150,6 +154,10 @@ class LayerTrainer(Trainer[Batch]):
                 f"training diverges at the last step with the learning rate {rate:g}; use a smaller one"
             )
         self.layers.eval()
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """Return the context of steps: what is called float32 is not rounded to TF32."""
+        return exact_float32(self._setting.device) if self._setting.precision == "float32" else nullcontext()
 
     def take_step(self, batch: Batch, factor: float) -> None:
         """Take one step; see `Trainer.take_step`."""
@@ -265,7 +273,7 @@ class LayerTrainer(Trainer[Batch]):
         """Return samples, targets and weights on the device."""
         index, device = torch.from_numpy(indices), self._setting.device
         tensors = samples, self._data.y[index], self._data.weight[index]
-        samples, y, weight = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        samples, y, weight = (copied_to(tensor, device) for tensor in tensors)
         return samples, y, weight
 
     def _fits(self, tensors: dict[str, Tensor], progress: TrainingState) -> bool:

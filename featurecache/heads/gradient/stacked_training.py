@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.devices import copied_to
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
 from featurecache.heads.gradient.fold_features import features_of_folds
 from featurecache.heads.gradient.options import MAX_ROWS_EVALUATED, StackedOptions
@@ -122,8 +123,8 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
     def take_step(self, batch: NDArray[np.int64], factor: float) -> None:
         """Let all models take one step; see `Trainer.take_step`."""
         index_B, device = torch.from_numpy(batch), self._rows.device
-        X_FBD, y_B = self._features.read(batch), self._y[index_B].to(device)
-        weight_FB = self._fitted_weight_Fn[:, index_B].to(device)
+        X_FBD, y_B = self._features.read(batch), copied_to(self._y[index_B], device)
+        weight_FB = copied_to(self._fitted_weight_Fn[:, index_B], device)
         for models in self._stacks:
             # The sum over the models: the gradient of each is that of its own loss.
             models.losses(X_FBD, y_B, weight_FB).sum().backward()

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.devices import in_exact_float32
 from featurecache.heads.checks import has_few_rows, is_small
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
 from featurecache.heads.solver.curvature import History, Preconditioner
@@ -101,6 +102,11 @@ class LinearPath:
         ------
         Solutions
         """
+        return in_exact_float32(self._solve(data, problem, Cs, start, precise), data.device)
+
+    def _solve(
+        self, data: FoldBlocks, problem: LinearProblem, Cs: Iterable[float], start: Tensor | None, precise: bool
+    ) -> Iterator[Solutions]:
         num_rows, num_features = data.num_rows, data.num_features
         small, of_folds = is_small(num_rows, num_features), Moments.of(data)
         of_groups = zip(*(of_folds.without(fold) for fold in problem.left_out), strict=True)

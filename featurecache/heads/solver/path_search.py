@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.devices import exact_float32
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks
 from featurecache.heads.solver.classifier import class_of_margins
 from featurecache.heads.solver.objective import LinearProblem
@@ -58,7 +59,9 @@ def search_path(path: LinearPath, data: FoldBlocks, problem: LinearProblem, Cs: 
     weight = None if data.weight is None else data.weight[held_out]
     accuracy, num_iterations, converged = [], [], True
     for solutions in path.solve(data, problem, Cs):
-        margins, y = held_out_margins(solutions, data, problem.left_out), data.y[held_out]
+        with exact_float32(data.device):
+            margins = held_out_margins(solutions, data, problem.left_out)
+        y = data.y[held_out]
         correct = class_of_margins(margins) == y if y.ndim == 1 else ((margins > 0) == y).mean(axis=1)
         accuracy.append(float(np.average(correct, weights=weight)))
         num_iterations.append(int(solutions.num_iterations.max()))

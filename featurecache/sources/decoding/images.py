@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import (  # the plugins register themselves on import; Pillow loads some of them late
     AvifImagePlugin,
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
     ImageFile,
@@ -255,6 +256,9 @@ def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     if spec.orientation == "stored":
         return image
     try:
+        # Pillow would copy what it does not turn.
+        if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
+            return image
         return ImageOps.exif_transpose(image)
     except _DECODING_ERRORS:
         return image  # an unreadable EXIF block says nothing about orientation
