@@ -211,18 +211,22 @@ def _finished(
     """Compare with the training before, advise, keep the best head and write the report."""
     from featurecache.deployment.kept import keep_head
     from featurecache.evaluation.history import remember_training
+    from featurecache.sources.opening import table_options
 
     store, failures = extraction.store, list[OutputFailure]()
     trained.changes = remember_training(store, trained)
     # From here on a failure is reported, and takes neither the heads away nor what else is written.
-    advice = try_output("the advice", lambda: _advise(extraction, trained, named, training.random_state), failures)
+    options = table_options(source)
+    advice = try_output(
+        "the advice", lambda: _advise(extraction, trained, named, options, training.random_state), failures
+    )
     keep, memory, name = training.keep, training.memory, trained.task.name
     saved = try_output("the head", lambda: keep_head(store, name, trained.best, keep=keep, memory=memory), failures)
     done = RunReport(
         extraction=extraction,
         training=trained,
         saved=saved,
-        predict_command=None if saved is None else predict_command(saved, trained.best, request),
+        predict_command=None if saved is None else predict_command(saved, trained.best, request, options),
         advice=tuple(advice or ()),
     )
     written = try_output(
@@ -231,7 +235,9 @@ def _finished(
     return replace(done, report=written, failures=tuple(failures))
 
 
-def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | None = None) -> str:
+def predict_command(
+    saved: Path, head: TrainedHead, request: BackboneRequest | None = None, source_options: Sequence[str] = ()
+) -> str:
     """Return the command that labels new inputs with a kept head, in the way in which it was scored.
 
     Parameters
@@ -242,11 +248,14 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
         What is kept there.
     request : BackboneRequest, optional
         What the features were asked for with; where it is not known, the user has to fill in the weights file.
+    source_options : sequence of str
+        With which a table of texts was opened: a new one is taken to be like it.
     """
     feature_set = head.feature_set
     text = feature_set.identity.preprocess.modality == "text"
     weights = None if request is None else request.weights
-    command = ["predict", str(saved), *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"])]
+    table = ["NEW.csv", *(source_options or ("--text-column", "NAME"))]
+    command = ["predict", str(saved), *(table if text else ["NEW_IMAGES"])]
     if weights is not None or feature_set.about.weights_source.startswith("file "):
         command += ["--weights", str(weights or "FILE")]
     if request is not None and request.weights_key is not None:
@@ -304,12 +313,14 @@ def _check_labels(
     from featurecache.evaluation.metrics import metric_of
     from featurecache.heads.thresholds import threshold_rule
     from featurecache.sources.entries import Entries
+    from featurecache.store.label_folders import label_of_path
     from featurecache.store.label_join import check_names
-    from featurecache.store.labels import FolderLabels, label_of_path
+    from featurecache.store.labels import FolderLabels
     from featurecache.store.task_builder import check_labels
 
     if isinstance(labels, FolderLabels):
-        check_labels([label for path in Entries.of(source).names if (label := label_of_path(path))], labels)
+        found = [label_of_path(path, labels.class_folder) for path in Entries.of(source).names]
+        check_labels([label for label in found if label is not None], labels)
     else:
         check_names(labels, list(Entries.of(source).names), allow_missing=allow_missing)
         check_labels(labels.labels, labels)
@@ -322,7 +333,11 @@ def _check_labels(
 
 
 def _advise(
-    extraction: ExtractionReport, training: TrainingReport, source: str | None, random_state: int
+    extraction: ExtractionReport,
+    training: TrainingReport,
+    source: str | None,
+    source_options: Sequence[str],
+    random_state: int,
 ) -> list[Finding]:
     """Return what to do next; nothing where features are not of a pretrained network, or labels too few to compare."""
     from featurecache.advice.advise import advise
@@ -330,6 +345,13 @@ def _advise(
     # Advice compares plain features; views of one image are no samples of their own.
     plain = [found for found in extraction.sets if found.num_views is None]
     try:
-        return advise(extraction.store, training.task.name, source=source, sets=plain, random_state=random_state)
+        return advise(
+            extraction.store,
+            training.task.name,
+            source=source,
+            source_options=source_options,
+            sets=plain,
+            random_state=random_state,
+        )
     except (RequestError, TaskError):
         return []

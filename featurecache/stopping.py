@@ -55,6 +55,7 @@ class _State:
         self.is_held = False
         """A signal waits: see `uninterrupted`."""
         self.has_ended = threading.Event()
+        self.handlers_before: dict[int, Any] = {}
 
 
 _state = _State(is_active=False)
@@ -124,15 +125,14 @@ def stops_cleanly() -> Iterator[None]:
     watchdog = threading.Thread(target=_watch, args=(waked, mine, state), name="stopping", daemon=True)
     watchdog.start()
     woken_before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    before: dict[int, Any] = {}
     try:
         for number in mine:
-            before[number] = signal.signal(number, _raise_once)
+            state.handlers_before[number] = signal.signal(number, _raise_once)
         yield
     finally:
         state.is_active = False  # from here on a signal raises nothing
         state.has_ended.set()
-        for number, handler in before.items():
+        for number, handler in state.handlers_before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(woken_before)
         os.close(waker)  # the watchdog reads the end of the pipe
@@ -147,6 +147,22 @@ def _raise_once(number: int, _frame: object) -> None:
         _state.number = number
         if not _state.is_held:
             raise Stopped(number)
+
+
+def _forget_signals() -> None:
+    """Give a process that was forked off the signals as they were, whichever library forked it.
+
+    It shares the pipe of the watchdog: a signal that ends such a process would end this command, too.
+    """
+    if _state.is_active:
+        _state.is_active = False
+        signal.set_wakeup_fd(-1)
+        for number, handler in _state.handlers_before.items():
+            signal.signal(number, handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_signals)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Tables that are read: text as different programs write it, and Parquet, row by row as text."""
+"""Tables that are read: text as different programs write it, JSON and Parquet, row by row as text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import codecs
 import csv
 import importlib
 import io
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -17,12 +18,24 @@ from typing import Any
 
 from featurecache.errors import MissingExtraError
 from featurecache.files import open_regular, reason_of
+from featurecache.json_tables import (
+    MAX_LIST_BYTES,
+    JsonRow,
+    JsonTableError,
+    columns_of,
+    is_json,
+    is_list,
+    rows_of_lines,
+    rows_of_list,
+)
+from featurecache.table_dialects import SAMPLE, delimiter_of, quotes_are_letters, says_types
 
 Row = dict[str | None, str | None]
 """Fields by column."""
 
 TAB_SUFFIXES = (".tsv", ".tab")
-_DELIMITERS = ",;\t|"
+READ_SUFFIXES = (".csv", *TAB_SUFFIXES, ".parquet", ".json", ".jsonl", ".ndjson")
+"""Of files that are taken for tables where nothing else says what they are."""
 _NAMED_DELIMITER = re.compile(r"sep=(.)\r?\n")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -36,12 +49,8 @@ _NO_TABLES = {
     b"PK\x03\x04": "a spreadsheet or another archive; save the sheet as",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet; save the sheet as",
     b"\x1f\x8b": "compressed; unpack it to",
-    b"{": "JSON; write it as",
-    b"[{": "JSON; write it as",
 }
 """By the first bytes, what is no table, and what to do."""
-_SAMPLE = 1 << 16
-"""Characters in which the delimiter is looked for."""
 _MAX_FIELD = 16_000_000
 """Characters in one field; a quote that is left open must not swallow a file of any size."""
 
@@ -87,11 +96,14 @@ class TableFormat:
         Between columns.
     num_skipped : int
         Lines before the table: ``sep=;``, which a spreadsheet writes for itself.
+    has_quotes : bool
+        Quotes stand around fields; else they are letters like others.
     """
 
     encoding: str
     delimiter: str
     num_skipped: int = 0
+    has_quotes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +132,7 @@ class Table:
 def open_table(
     path: Path, *, raw: bool = False, delimiter: str | None = None, has_header: bool = True
 ) -> Iterator[Table]:
-    """Read a table: text with columns between commas, semicolons, tabs or strokes, or Parquet.
+    """Read a table: text with columns between commas, semicolons, tabs or strokes, JSON, or Parquet.
 
     Parameters
     ----------
@@ -144,16 +156,20 @@ def open_table(
     try:
         with open_regular(path) as (file, _):
             buffered = io.BufferedReader(file)
-            start = buffered.peek(8)[:8]
+            start = buffered.peek(64)[:64]
             for mark, what in _NO_TABLES.items():
                 if start.startswith(mark):
                     raise TableError(f"it is {what} CSV UTF-8")
             if start.startswith(b"PAR1"):
                 yield _parquet_table(path)
+            elif is_json(start):
+                yield _json_table(buffered, start)
             else:
                 yield _text_table(buffered, path, raw=raw, delimiter=delimiter, has_header=has_header)
     except UnicodeDecodeError:
         raise TableError("it is no text in UTF-8, UTF-16 or cp1252; save it as CSV UTF-8") from None
+    except JsonTableError as error:
+        raise TableError(str(error)) from None
     except csv.Error as error:
         raise TableError(f"{error}; is a quote left open?") from None
     except OSError as error:
@@ -168,7 +184,7 @@ def _text_table(
     encoding = _encoding_of(file, raw=raw)
     errors = "surrogateescape" if raw else "strict"
     text = io.TextIOWrapper(file, newline="", encoding=encoding, errors=errors)
-    sample = text.read(_SAMPLE)
+    sample = text.read(SAMPLE)
     text.seek(0)
     skipped = 0
     if named := _NAMED_DELIMITER.match(sample):
@@ -176,15 +192,29 @@ def _text_table(
         delimiter = delimiter or named[1]
         text.readline()
     default = "\t" if path.suffix.lower() in TAB_SUFFIXES else ","
-    found = TableFormat(encoding, delimiter or _delimiter_of(sample, default), skipped)
-    # A stray quote would quietly swallow the rows that follow.
-    lines = csv.reader(_lines(text), delimiter=found.delimiter, strict=True)
-    first = next((row for row in lines if row), [])
+    found = TableFormat(encoding, delimiter or delimiter_of(sample, default), skipped)
+    if found.delimiter == "\t" and quotes_are_letters(_lines(text)):
+        found = replace(found, has_quotes=False)
+    text.seek(0)
+    for _ in range(skipped):
+        text.readline()
+    # Strict: a stray quote would quietly swallow the rows that follow.
+    lines = csv.reader(
+        _lines(text),
+        delimiter=found.delimiter,
+        strict=True,
+        quoting=csv.QUOTE_MINIMAL if found.has_quotes else csv.QUOTE_NONE,
+    )
+    rows = ((lines.line_num + skipped, row) for row in lines if row)
+    number, first = next(rows, (0, list[str]()))
     if not first:
         raise TableError("it is empty; its first line names the columns")
-    columns = [name.strip() for name in first] if has_header else [str(number + 1) for number in range(len(first))]
-    rows = lines if has_header else chain([first], lines)
-    return Table(columns, ((lines.line_num + skipped, _by_column(columns, row)) for row in rows if row), found)
+    columns = [name.strip() for name in first] if has_header else [str(k + 1) for k in range(len(first))]
+    # The two rows in which Orange says types and roles of columns are no samples.
+    ahead = [(number, first)] if not has_header else list(islice(rows, 2))
+    if has_header and path.suffix.lower() == ".tab" and says_types([row for _, row in ahead]):
+        ahead = []
+    return Table(columns, ((number, _by_column(columns, row)) for number, row in chain(ahead, rows)), found)
 
 
 def _by_column(columns: Sequence[str], fields: Sequence[str]) -> Row:
@@ -218,25 +248,6 @@ def _encoding_of(file: io.BufferedReader[Any], *, raw: bool) -> str:
         file.seek(0)
 
 
-def _delimiter_of(sample: str, default: str) -> str:
-    """Return what stands between columns: what divides the first rows the most alike, into the most columns."""
-    best, most = default, (0.0, 1)
-    # The usual one first: of equals the first is taken.
-    for mark in (default, *(mark for mark in _DELIMITERS if mark != default)):
-        try:
-            rows = [row for row in islice(csv.reader(io.StringIO(sample, newline=""), delimiter=mark), 50) if row]
-        except csv.Error:
-            continue
-        if len(sample) == _SAMPLE and len(rows) > 1:
-            rows.pop()  # it may be cut
-        if not rows or len(rows[0]) < 2:
-            continue
-        alike = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
-        if (alike, len(rows[0])) > most:
-            best, most = mark, (alike, len(rows[0]))
-    return best
-
-
 def _parquet_table(path: Path) -> Table:
     if find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "parquet")
@@ -252,9 +263,30 @@ def _parquet_table(path: Path) -> Table:
         for batch in file.iter_batches(ROWS_IN_A_GROUP):
             for values in batch.to_pylist():
                 number += 1
-                yield number, {name: field_of(value) for name, value in values.items()}
+                yield number, _fields_of(values)
 
     return Table(file.schema_arrow.names, rows())
+
+
+def _json_table(file: io.BufferedReader[Any], start: bytes) -> Table:
+    found: Iterable[JsonRow]
+    if is_list(start):
+        found = rows_of_list(file.read(MAX_LIST_BYTES + 1))
+        columns = columns_of(found)
+    else:
+        text = io.TextIOWrapper(file, encoding=json.detect_encoding(start[:4]))
+        # Names of columns may come late: all lines are read for them first, and none is held.
+        columns = columns_of(rows_of_lines(_lines(text)))
+        text.seek(0)
+        found = rows_of_lines(_lines(text))
+    missing = dict.fromkeys(columns)
+    return Table(columns, ((number, _fields_of(missing | values)) for number, values in found))
+
+
+def _fields_of(values: Mapping[str, Any]) -> Row:
+    """Return a row of plain values as fields; a cell without a value is an empty one, as a row of text has them."""
+    fields = {name: field_of(value) for name, value in values.items()}
+    return {name: "" if field is None else field for name, field in fields.items()}
 
 
 class ListField(str):

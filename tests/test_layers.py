@@ -28,6 +28,8 @@ FLOORS = {
     "records": 1,
     "versions": 1,
     "machine": 1,
+    "json_tables": 1,
+    "table_dialects": 1,
     "devices": 1,
     "spill": 1,
     "tables": 1,

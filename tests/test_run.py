@@ -115,7 +115,7 @@ def test_texts_have_their_labels_in_the_same_table(tmp_path: Path) -> None:
     done = fc.run(table, text_column="text", backbone=f"hf:{encoder}", settings=TORCH, training=majority)
     assert done.training.task.classes == ["animal", "other"]
     assert done.extraction.store.path == tmp_path / "mails.cache"
-    assert "--text-column NAME" in str(done.predict_command)
+    assert "NEW.csv --text-column text" in str(done.predict_command)
 
 
 @pytest.mark.full

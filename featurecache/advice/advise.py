@@ -43,6 +43,7 @@ def advise(
     source: str | Path | None = None,
     text_column: str | None = None,
     id_column: str | None = None,
+    source_options: Sequence[str] = (),
     minutes: float | None = None,
     layers_scan: bool = False,
     keep_layers: bool = False,
@@ -79,6 +80,9 @@ def advise(
         Where the samples come from, for the commands that are named, for ``minutes`` and for ``layers_scan``.
     text_column, id_column : str, optional
         Of a source that is a table.
+    source_options : sequence of str
+        Options of the command line with which the source is opened, for the commands that are named; those that
+        ``text_column`` and ``id_column`` stand for when empty.
     minutes : float, optional
         Make what a pretrained network is to be compared with and is not cached, as far as that is predicted to take no
         longer; what is left is listed with its seconds.
@@ -150,6 +154,7 @@ def advise(
             arms,
             target=target,
             source=source,
+            source_options=source_options or _column_options(text_column, id_column),
             not_made=not_made,
             layers=layers,
             look_at_test=look_at_test,
@@ -163,6 +168,11 @@ def advise(
     if unlabelled:
         findings += unlabelled_findings(store, sets, map_by=map_by, random_state=random_state)
     return findings
+
+
+def _column_options(text_column: str | None, id_column: str | None) -> list[str]:
+    columns = {"--text-column": text_column, "--id-column": id_column}
+    return [word for option, column in columns.items() if column is not None for word in (option, column)]
 
 
 def _check_request(

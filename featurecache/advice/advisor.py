@@ -91,6 +91,7 @@ class Advisor:
         *,
         target: tuple[str, Rows] | None,
         source: str | Path | None,
+        source_options: Sequence[str],
         not_made: Mapping[str, float],
         layers: LayersScan | None,
         look_at_test: bool,
@@ -104,7 +105,7 @@ class Advisor:
         # What each row adds to the score of a prediction that sees no features: the largest class, or the mean.
         constant = np.broadcast_to(evidence.targets.mean(axis=0), evidence.targets.shape)
         self._floor = gains(evidence.y, np.asarray(constant), evidence.task.kind)
-        self._commands = Commands(store, evidence.task.name, source)
+        self._commands = Commands(store, evidence.task.name, source, source_options)
         self._pretrained = [arm for arm in arms if arm.role == "pretrained"]
         # Of equals the first, so that the same cache is answered the same.
         self._best = max(self._pretrained, key=lambda arm: float(arm.gains.mean()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from featurecache.advice.arms import PIXELS
@@ -22,6 +23,8 @@ class Commands:
     task : str
     source : path, optional
         Where the samples come from; the word ``SOURCE`` when left out.
+    source_options : sequence of str
+        With which it is opened: the columns of a table.
 
     Attributes
     ----------
@@ -29,8 +32,10 @@ class Commands:
         Gives samples other labels or splits.
     """
 
-    def __init__(self, store: FeatureStore, task: str, source: str | Path | None = None) -> None:
-        self._store, self._task = store, task
+    def __init__(
+        self, store: FeatureStore, task: str, source: str | Path | None = None, source_options: Sequence[str] = ()
+    ) -> None:
+        self._store, self._task, self._source_options = store, task, source_options
         self._source = "SOURCE" if source is None else str(source)
         self.label = command_line("task", "add", store.path, task, "LABELS.csv", "--replace")
 
@@ -50,7 +55,8 @@ class Commands:
             Of the pretrained network.
         """
         if feature_set.identity.preprocess.modality != "image":
-            return {"words": self._extract("words", "--text-column", "COLUMN")}
+            is_known = "--text-column" in self._source_options
+            return {"words": self._extract("words", *([] if is_known else ["--text-column", "COLUMN"]))}
         return {
             "pixels": self._extract(f"pixels:{PIXELS}"),
             "colours": self._extract("colours"),
@@ -112,7 +118,8 @@ class Commands:
         return [_name_of(feature_set), *weights]
 
     def _extract(self, backbone: str, *options: str) -> str:
-        return command_line("extract", self._source, "--cache", self._store.path, "--backbone", backbone, *options)
+        words = [self._source, *self._source_options, "--cache", self._store.path, "--backbone", backbone]
+        return command_line("extract", *words, *options)
 
 
 def _name_of(feature_set: FeatureSet) -> str:

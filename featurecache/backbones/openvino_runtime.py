@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -11,12 +10,16 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-import openvino
 import torch
 from torch import Tensor
 
 from featurecache.backbones.tapped import Features, Normalized
+from featurecache.backbones.telemetry import without_telemetry
 from featurecache.errors import RequestError
+
+# Importing it sends a first report already.
+with without_telemetry():
+    import openvino
 
 # The first hint lets OpenVINO choose how many requests run side by side. Without the second, CPUs with bfloat16
 # instructions would round to 8 bits.
@@ -128,20 +131,6 @@ def _convert(module: Normalized, batch: np.ndarray, shape: list[int], *, num_exa
         # Traced here, because the converter would trace twice and compare, which takes longer than all the rest.
         traced = torch.jit.trace(forward, example, check_trace=False, strict=False)
         return openvino.convert_model(traced, example_input=example, input=[shape])
-
-
-@contextmanager
-def without_telemetry() -> Iterator[None]:
-    """Convert without reporting to OpenVINO's usage statistics, which nobody here agreed to; CI jobs don't either."""
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = before
 
 
 @contextmanager

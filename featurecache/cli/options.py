@@ -142,9 +142,28 @@ def add_table_options(parser: Any, *, paths: bool = True) -> None:
         parser.add_argument(
             "--path-column", metavar="NAME", help="SOURCE is a table; this column has paths or URLs of images"
         )
+        add_form_options(parser)
     parser.add_argument(
         "--allow-local-urls", action="store_true", help="URLs in a table may name this machine and its network"
     )
+
+
+def add_form_options(parser: Any) -> None:
+    """Add how a table is written."""
+    parser.add_argument(
+        "--delimiter", metavar="CHAR", help="what stands between columns (default: found; tab is written as \\t)"
+    )
+    parser.add_argument(
+        "--no-header", action="store_true", help="the first row is no header: columns are called 1, 2 and so on"
+    )
+
+
+def delimiter_of(args: argparse.Namespace) -> str | None:
+    """Return the delimiter that an option names; a tab is hard to type."""
+    found = {"\\t": "\t", "tab": "\t"}.get(args.delimiter or "", args.delimiter)
+    if found is not None and len(found) != 1:
+        raise RequestError(f"--delimiter is one character; got {args.delimiter!r}")
+    return found
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +186,7 @@ def add_max_bad_option(parser: Any) -> None:
 
 
 def named_source(args: argparse.Namespace, source: Any) -> Any:
-    """Return a source with what the options say of a table of paths; others are opened as they are named.
+    """Return a source with what the options say of a table; others are opened as they are named.
 
     Parameters
     ----------
@@ -176,14 +195,25 @@ def named_source(args: argparse.Namespace, source: Any) -> Any:
     source
         What it calls a source.
     """
-    # A table of texts has no paths in it, and a folder has no columns.
-    is_table = source is not None and args.text_column is None and Path(source).is_file()
-    if not is_table or (args.path_column is None and not args.allow_local_urls):
+    # A folder has no columns.
+    if source is None or not Path(source).is_file():
         return source
     from featurecache.sources.opening import source_spec
 
-    column = {} if args.path_column is None else {"path_column": args.path_column}
-    return source_spec(source, allow_local_urls=args.allow_local_urls, **column)
+    # As they are named wherever that says all: a table of texts has no paths in it.
+    has_form = args.delimiter is not None or args.no_header
+    is_text = args.text_column is not None
+    if not (has_form if is_text else args.path_column is not None or args.allow_local_urls):
+        return source
+    return source_spec(
+        source,
+        text_column=args.text_column,
+        id_column=args.id_column,
+        path_column=None if is_text else args.path_column,
+        allow_local_urls=args.allow_local_urls,
+        delimiter=delimiter_of(args),
+        has_header=not args.no_header,
+    )
 
 
 def add_extraction_options(parser: argparse.ArgumentParser) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from featurecache.cli.options import add_renamed_option, verb_parser
+from featurecache.cli.options import add_form_options, add_renamed_option, delimiter_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.errors import RequestError
 from featurecache.specs import EARLIER_KINDS, TASK_NOUN, TASK_NOUNS
+from featurecache.store.labels import ClassFolder
 
 if TYPE_CHECKING:
     from featurecache.store.labels import FolderLabels, TableLabels
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
+
+_MOST_CLASSES = 50
+"""In a table on a terminal."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -86,11 +90,11 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="names the inputs: paths, or names with or without suffix (default: path, file, image, id, ...)",
     )
+    add_form_options(parser)
     parser.add_argument(
-        "--delimiter", metavar="CHAR", help="what stands between columns (default: found; tab is written as \\t)"
-    )
-    parser.add_argument(
-        "--no-header", action="store_true", help="the first row is no header: columns are called 1, 2 and so on"
+        "--class-folder",
+        choices=get_args(ClassFolder),
+        help="which folder is the class of a file that lies in several (default: innermost)",
     )
     parser.add_argument(
         "--keep-na", action="store_true", help="NA, NaN, None and null are names of classes, and no empty labels"
@@ -156,6 +160,8 @@ def labels_of(
     from featurecache.store.labels import labels_from_folders
 
     if table is not None:
+        if args.class_folder:
+            raise RequestError("--class-folder is about folders, and a table says the labels; leave one of them out")
         return labels_from_csv(
             table,
             path_column=args.path_column,
@@ -170,7 +176,7 @@ def labels_of(
             blank=args.blank,
             uncertain=args.uncertain,
             separator=args.separator,
-            delimiter=_delimiter(args.delimiter),
+            delimiter=delimiter_of(args),
             has_header=not args.no_header,
             keep_na=args.keep_na,
             merge_spellings=args.merge_spellings,
@@ -192,15 +198,9 @@ def labels_of(
     for option in ("path_column", "label_column", "delimiter", "no_header", "keep_na"):
         if getattr(args, option):
             raise RequestError(f"--{option.replace('_', '-')} is about a table, and folders say the labels; {advice}it")
-    return labels_from_folders(root, merge_spellings=args.merge_spellings)
-
-
-def _delimiter(text: str | None) -> str | None:
-    """Return the delimiter that an option names; a tab is hard to type."""
-    found = {"\\t": "\t", "tab": "\t"}.get(text or "", text)
-    if found is not None and len(found) != 1:
-        raise RequestError(f"--delimiter is one character; got {text!r}")
-    return found
+    return labels_from_folders(
+        root, merge_spellings=args.merge_spellings, class_folder=args.class_folder or "innermost"
+    )
 
 
 def run_add(args: argparse.Namespace) -> int:
@@ -272,8 +272,10 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
         titles = ["mean", "least", "greatest"]
     else:
         rows, titles = [[name, count] for name, count in class_counts(task).items()], ["samples"]
-    rows = [[*row, *([unknown[row[0]]] if more else [])] for row in rows[:50]]  # not thousands of classes
-    print_table([TASK_NOUN[task.kind], *titles, *more], rows, numbers=[*titles, *more])
+    shown = [[*row, *([unknown[row[0]]] if more else [])] for row in rows[:_MOST_CLASSES]]
+    print_table([TASK_NOUN[task.kind], *titles, *more], shown, numbers=[*titles, *more])
+    if len(rows) > _MOST_CLASSES:
+        print_line(f"and {len(rows) - _MOST_CLASSES:,} more {TASK_NOUNS[task.kind]}, which --json lists")
     if about["num_conflicts"]:
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
         print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")

@@ -363,8 +363,13 @@ def _print_choice(report: TrainingReport) -> None:
     chosen = report.chosen_score()
     if chosen is None:
         return
+    best, sign = report.best.result, report.measure.sign
+    if any(sign * head.result.selection_score > sign * best.selection_score for head in report.heads[1:]):
+        print_line(
+            f"of the heads that chance does not tell from the highest by {best.protocol} it has the least log loss"
+        )
     print_line(
-        f"{chosen.observed:.3f} by {report.best.result.protocol} is the best of {chosen.num_heads}, so too high; "
+        f"{chosen.observed:.3f} by {best.protocol} is of the one chosen among {chosen.num_heads}, so too high; "
         f"with the choice repeated on resamples: {chosen.corrected:.3f} ({_interval(chosen.low, chosen.high)})"
     )
 

@@ -246,7 +246,10 @@ def _inputs(
         )
     if text_column is not None:
         # With several tables a row is named with its own.
-        tables = [(path, open_source(path, text_column=text_column, id_column=id_column)) for path in named]
+        tables = [
+            (getattr(path, "url", path), open_source(path, text_column=text_column, id_column=id_column))
+            for path in named
+        ]
         return [
             item for path, table in tables for item in inputs_of(table, prefix=f"{path}: " if len(tables) > 1 else "")
         ]

@@ -72,7 +72,15 @@ def labels_in_source(source: Any, opened: Source, text_column: str | None = None
 
     if isinstance(opened, TextTable | PathTable):
         path_column = opened.path_column if isinstance(opened, PathTable) else None
-        return labels_from_csv(opened.path, text_column=text_column, path_column=path_column, root=opened.key)
+        text_column = opened.text_column if isinstance(opened, TextTable) else None
+        return labels_from_csv(
+            opened.path,
+            text_column=text_column,
+            path_column=path_column,
+            root=opened.key,
+            delimiter=opened.delimiter,
+            has_header=opened.has_header,
+        )
     if isinstance(opened, Tars):
         found = tuple(Label(name, label) for name, label in opened.labels())
         origin = Path(opened.url).name

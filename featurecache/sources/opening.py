@@ -27,7 +27,7 @@ from featurecache.sources.source import Source
 from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
-from featurecache.tables import TableError, field_of, open_table, plain_name, sample_columns, to_bytes
+from featurecache.tables import READ_SUFFIXES, TableError, field_of, open_table, plain_name, sample_columns, to_bytes
 
 GROUP = "featurecache.sources"
 OWN: dict[str, Callable[..., Source]] = {
@@ -38,7 +38,6 @@ OWN: dict[str, Callable[..., Source]] = {
     "tars": Tars,
     "h5": Hdf5Arrays,
 }
-_TABLES = (".csv", ".tsv", ".tab", ".parquet")
 _HDF5 = (".h5", ".hdf5")
 _CONTAINERS = (*TAR_SUFFIXES, ".zip", *_HDF5)
 
@@ -70,14 +69,16 @@ def source_spec(
     path_column: str | None = None,
     allow_local_urls: bool = False,
     max_bytes: int = MAX_FILE_BYTES,
+    delimiter: str | None = None,
+    has_header: bool = True,
 ) -> SourceSpec:
     """Return what a path or URL and the options of a table stand for.
 
     Parameters
     ----------
     path : path or str
-        A folder of images; with ``text_column``, a table of texts (CSV, TSV or Parquet), and with ``path_column`` one
-        of paths and URLs of images; tar files, one or a pattern; a zip file; an HDF5 file (``h5://FILE::ARRAY``); a
+        A folder of images; with ``text_column``, a table of texts (CSV, TSV, JSON or Parquet), and with ``path_column``
+        one of paths and URLs of images; tar files, one or a pattern; a zip file; an HDF5 file (``h5://FILE::ARRAY``); a
         folder of any file system that fsspec knows (``s3://...``); or ``KIND://...`` of another distribution.
     text_column, path_column : str, optional
         The column that holds the texts, or names the images.
@@ -87,6 +88,10 @@ def source_spec(
         URLs in a table may name this machine and its network.
     max_bytes : int
         Larger images are not read, not even to identify them.
+    delimiter : str, optional
+        Between the columns of a table; found in its first rows when left out.
+    has_header : bool
+        The first row of a table names its columns; else they are called ``1``, ``2`` and so on.
 
     Raises
     ------
@@ -96,16 +101,19 @@ def source_spec(
         A file where a folder is wanted.
     """
     columns = {"id_column": id_column, "text_column": text_column}
+    # Left out at their usual values: a source of another distribution need not know them.
+    form: tuple[tuple[str, Any], ...] = () if delimiter is None else (("delimiter", delimiter),)
+    form += () if has_header else (("has_header", False),)
     options = tuple((name, column) for name, column in columns.items() if column is not None)
     limit, text = (("max_bytes", max_bytes),), str(path)
     # Of a URL, options of a table go to the source of its scheme.
     if text_column is not None and "://" not in text:
-        return SourceSpec("text_table", text, options)
+        return SourceSpec("text_table", text, tuple(sorted([*options, *form])))
     if id_column is not None and "://" not in text:
         raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
     if path_column is not None:
         return SourceSpec(
-            "path_table", text, (("allow_local_urls", allow_local_urls), *limit, ("path_column", path_column))
+            "path_table", text, (("allow_local_urls", allow_local_urls), *form, *limit, ("path_column", path_column))
         )
     if text.lower().endswith(TAR_SUFFIXES):
         return SourceSpec("tars", text, limit)
@@ -132,6 +140,20 @@ def open_spec(spec: SourceSpec) -> Source:
     """Open the source that a spec names."""
     source: Source = load_named("kind of source", spec.kind, OWN, group=GROUP)(spec.url, **dict(spec.options))
     return source
+
+
+def table_options(source: Source) -> tuple[str, ...]:
+    """Return the options of the command line that open a table as it was opened; none for other sources."""
+    if not isinstance(source, TextTable | PathTable):
+        return ()
+    named = {
+        "--text-column": getattr(source, "text_column", None),
+        "--id-column": getattr(source, "id_column", None),
+        "--path-column": getattr(source, "path_column", None),
+        "--delimiter": source.delimiter,
+    }
+    words = [word for option, value in named.items() if value is not None for word in (option, value)]
+    return (*words, *([] if source.has_header else ["--no-header"]))
 
 
 def open_source(
@@ -253,7 +275,7 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
 
 def _known_column(path: Path) -> str | None:
     """Return the column of a table that is known to name images by files; None of other files."""
-    if path.suffix.lower() not in _TABLES:
+    if path.suffix.lower() not in READ_SUFFIXES:
         return None
     try:
         with open_table(path) as table:
@@ -266,7 +288,7 @@ def _known_column(path: Path) -> str | None:
 
 def _what_it_is(path: Path) -> str:
     """Say what a file is where a folder of images or a table with its column of texts was wanted."""
-    if path.suffix.lower() in _TABLES:
+    if path.suffix.lower() in READ_SUFFIXES:
         try:
             with open_table(path, raw=True) as table:
                 columns = shortened(", ".join(table.columns))

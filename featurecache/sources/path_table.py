@@ -24,13 +24,17 @@ class PathTable(SingleUnit):
     Parameters
     ----------
     url : path
-        The table: CSV, TSV or Parquet.
+        The table: CSV, TSV, JSON or Parquet.
     path_column : str
         Holds paths, relative to the folder of the table, or URLs.
     allow_local_urls : bool
         URLs may name this machine and its network.
     max_bytes : int
         Larger files and objects are not read.
+    delimiter : str, optional
+        Between columns; found in the first rows when left out.
+    has_header : bool
+        The first row names the columns; else they are called ``1``, ``2`` and so on.
     """
 
     modality = "image"
@@ -44,8 +48,11 @@ class PathTable(SingleUnit):
         path_column: str,
         allow_local_urls: bool = False,
         max_bytes: int = MAX_FILE_BYTES,
+        delimiter: str | None = None,
+        has_header: bool = True,
     ) -> None:
         self.path, self.path_column = Path(url), path_column
+        self.delimiter, self.has_header = delimiter, has_header
         # Another column of the same table is another source. A slash in its name would make a folder of the table.
         self.key = str(self.path.with_name(f"{self.path.name}:{path_column.replace('/', '%2F')}").resolve())
         self._urls = UrlReader(max_bytes=max_bytes, allow_local=allow_local_urls)
@@ -94,7 +101,7 @@ class PathTable(SingleUnit):
     def _names(self) -> Mapping[str, None]:
         """What the column names, in its order and each once: a picture may stand in several rows."""
         try:
-            with open_table(self.path) as table:
+            with open_table(self.path, delimiter=self.delimiter, has_header=self.has_header) as table:
                 if self.path_column not in table.columns:
                     advice = "choose one with --path-column"
                     raise SourceError(

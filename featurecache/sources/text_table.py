@@ -13,7 +13,7 @@ from featurecache.text import TextColumn
 
 
 class TextTable(SingleUnit):
-    """The texts in one column of a CSV or TSV file.
+    """The texts in one column of a table: CSV, TSV, JSON or Parquet.
 
     It is read once, when it is first needed; later edits of the file are for the next source. Its rows have no
     stamps: that of the file says nothing of its rows, and the table is read in any case.
@@ -26,12 +26,25 @@ class TextTable(SingleUnit):
         The column that holds the texts.
     id_column : str, optional
         The column that names the rows, each once; ``row 000000001`` and so on where left out.
+    delimiter : str, optional
+        Between columns; found in the first rows when left out.
+    has_header : bool
+        The first row names the columns; else they are called ``1``, ``2`` and so on.
     """
 
     modality = "text"
 
-    def __init__(self, url: str | Path, *, text_column: str, id_column: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        text_column: str,
+        id_column: str | None = None,
+        delimiter: str | None = None,
+        has_header: bool = True,
+    ) -> None:
         self.path, self.text_column, self.id_column = Path(url), text_column, id_column
+        self.delimiter, self.has_header = delimiter, has_header
         # Another column of the same table is another source. A slash in its name would make a folder of the table.
         self.key = str(self.path.with_name(f"{self.path.name}:{text_column.replace('/', '%2F')}").resolve())
 
@@ -73,7 +86,7 @@ class TextTable(SingleUnit):
         keys, texts = list[bytes](), list[bytes]()
         try:
             # As bytes: an id is the digest of what the table holds, also where that is no UTF-8.
-            with open_table(self.path, raw=True) as table:
+            with open_table(self.path, raw=True, delimiter=self.delimiter, has_header=self.has_header) as table:
                 self._check_columns(table)
                 for line, row in table:
                     texts.append(self._field(row, self.text_column, line))

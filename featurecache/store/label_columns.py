@@ -41,6 +41,9 @@ _INDEX = re.compile(r"(Unnamed: ?\d+)?|index", re.IGNORECASE)
 """What data frames call the column of their row numbers when they are written."""
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
 
+_MOST_NAMED = 20
+"""Columns in a message."""
+
 
 @dataclass(frozen=True, slots=True)
 class LabelColumns:
@@ -183,7 +186,7 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
         )
     raise TaskError(
         "needs a column that names the samples, such as 'path', 'file', 'image_id' or 'id'; it has: "
-        f"{', '.join(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column (where "
+        f"{_some(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column (where "
         "the first line is a row already, say --no-header)"
     )
 
@@ -202,10 +205,16 @@ def _label_column(able: Sequence[str], kind: TaskKind) -> str:
     if not left:
         raise TaskError(f"no column is left that could say {what}; name it with --label-column")
     raise TaskError(
-        f"it does not say which column holds {what}: {', '.join(left)}; name it with --label-column"
+        f"it does not say which column holds {what}: {_some(left)}; name it with --label-column"
         + (
             "; columns of 1 and 0 for each label are --kind multilabel"
             if kind == "classification"
             else ", which may repeat"
         )
     )
+
+
+def _some(columns: Sequence[str]) -> str:
+    """Return names of columns for a message of one line: of very many, the first ones."""
+    more = f" and {len(columns) - _MOST_NAMED} more" if len(columns) > _MOST_NAMED else ""
+    return ", ".join(columns[:_MOST_NAMED]) + more

@@ -38,7 +38,7 @@ class TargetReader:
     blank, uncertain : {"missing", "negative", "positive"} or None
         How empty entries and those that say "unknown" are read, of a multilabel task.
     separator : str
-        Characters between labels in one column.
+        Characters between labels in one column; spaces count only where there is nothing else.
     keep_na : bool
         NA, NaN, None and the like are names of classes.
     decimal_comma : bool
@@ -109,7 +109,9 @@ class TargetReader:
         if reading is not None:
             self.num_without_labels += self.blank is None
             return "", ()
-        names = {name.strip() for name in re.split(f"[{re.escape(self.separator)}]", entry)} - {""}
+        # A comma and a space are a comma: a space of its own may be inside a name.
+        marks = self.separator.strip() or self.separator
+        names = {name.strip() for name in re.split(f"[{re.escape(marks)}]", entry)} - {""}
         return "\n".join(sorted(names)), ()
 
     def _holds(self, where: str, column: str, entry: str) -> bool | None:

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from featurecache.errors import ReportWarning, TaskError, shortened
+from featurecache.store.label_folders import label_of_path
 from featurecache.store.label_matching import match_names
-from featurecache.store.labels import Label, TableLabels, label_of_path
+from featurecache.store.labels import ClassFolder, Label, TableLabels
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
 
 MISSING, _UNREADABLE = -1, -2
 
 
-def labels_of_folders(listings: Sequence[Listing]) -> tuple[list[Label], list[int]]:
+def labels_of_folders(listings: Sequence[Listing], class_folder: ClassFolder) -> tuple[list[Label], list[int]]:
     """Return a label for every file, and its row; of a sample in several sources the last one counts."""
     newest: dict[int, int] = {}
     for number, listing in enumerate(listings):
@@ -23,7 +24,7 @@ def labels_of_folders(listings: Sequence[Listing]) -> tuple[list[Label], list[in
     listed, rows = [], []
     for number, listing in enumerate(listings):
         for path, row in listing.row_of.items():
-            if newest[row] == number and (label := label_of_path(path)) is not None:
+            if newest[row] == number and (label := label_of_path(path, class_folder)) is not None:
                 listed.append(label)
                 rows.append(row)
     return listed, rows

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from featurecache.errors import ReportWarning, TaskError
+from featurecache.errors import ReportWarning, TaskError, shortened
 from featurecache.hashing import digest_bytes
 from featurecache.store.label_columns import SPLIT_WORDS, LabelColumns
 from featurecache.store.label_entries import BLANK, NO, NO_CLASS, YES, TargetReader, number_of
@@ -142,6 +142,9 @@ class LabelRows:
             yield ReportWarning(
                 kind="encoding", count=1, text=f"the table was read as {table.format.encoding}, not UTF-8{advice}"
             )
+        if table.format is not None and not table.format.has_quotes:
+            text = "quotes are read as letters: read as marks around texts, they would join rows of the table"
+            yield ReportWarning(kind="quotes", count=1, text=text)
         if count := sum(self.unlabelled.values()):
             named = ", ".join(f"{entry!r}: {number}" for entry, number in self.unlabelled.most_common(5) if entry)
             what = f" (empty: {self.unlabelled['']}, {named})" if named else ""
@@ -183,3 +186,38 @@ class LabelRows:
                 text=f"{count} rows have no label in {self.columns.labels[0]!r}, which is taken for none of them; "
                 "--blank missing where that is not known",
             )
+
+
+def joined_rows(labels: Sequence[Label]) -> tuple[tuple[Label, ...], list[ReportWarning]]:
+    """Return one label for each name of a table that has a row for each label of a sample, and a word about it.
+
+    Rows that list several labels, or that differ in more than the label, are left as they are: they contradict each
+    other.
+
+    Parameters
+    ----------
+    labels : sequence of Label
+        Of kind ``multilabel``.
+    """
+    by_key = defaultdict[str, list[Label]](list)
+    for label in labels:
+        by_key[label.key].append(label)
+    joined: list[Label] = []
+    count, example = 0, ""
+    for rows in by_key.values():
+        names = {name for row in rows for name in row.label.split("\n")} - {""}
+        is_plain = all("\n" not in row.label and _bare(row) == _bare(rows[0]) for row in rows)
+        if len(names) > 1 and is_plain:
+            joined.append(replace(rows[0], label="\n".join(sorted(names))))
+            count += 1
+            example = example or f"{rows[0].name} is {', '.join(sorted(names))}"
+        else:
+            joined += rows
+    if not count:
+        return tuple(labels), []
+    text = f"{count} samples have a row for each of their labels, first {shortened(example)}: they hold together"
+    return tuple(joined), [ReportWarning(kind="joined_rows", count=count, text=text)]
+
+
+def _bare(label: Label) -> Label:
+    return replace(label, label="", shown=None)

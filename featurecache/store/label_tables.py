@@ -12,7 +12,7 @@ from featurecache.errors import TaskError
 from featurecache.specs import TaskKind, task_kind
 from featurecache.store.label_columns import find_columns
 from featurecache.store.label_entries import Reading, TargetReader
-from featurecache.store.label_rows import LabelRows
+from featurecache.store.label_rows import LabelRows, joined_rows
 from featurecache.store.labels import TableLabels
 from featurecache.tables import Row, Table, TableError, field_of, open_table, sample_columns
 
@@ -40,7 +40,7 @@ def labels_from_csv(
     keep_na: bool = False,
     merge_spellings: bool = False,
 ) -> TableLabels:
-    """Read labels from a table in a file: CSV, TSV or Parquet, in UTF-8, UTF-16 or Windows' cp1252.
+    """Read labels from a table in a file: CSV, TSV, JSON or Parquet, in UTF-8, UTF-16 or Windows' cp1252.
 
     A label or number that a table leaves open is unknown, and never taken for a no: it is left out of fitting and
     scores. A column ``split``, one that holds nothing but train, validation and test, or columns ``is_valid``,
@@ -73,12 +73,12 @@ def labels_from_csv(
         How empty entries (NaN, NA, None, null), and -1, u, ? and unknown, are read of kind ``multilabel``. An empty
         list of labels is none of them by default.
     separator : str
-        Characters between labels in one column.
+        Characters between labels in one column; spaces count only where there is nothing else.
     delimiter : str, optional
         Between columns; found in the first rows when left out.
     has_header : bool
-        The first row names the columns; else they are called ``1``, ``2`` and so on, of which the first names the
-        samples and the second says the label.
+        The first row names the columns; else they are called ``1``, ``2`` and so on. Where no column holds texts, the
+        first then names the samples and the second says the label.
     keep_na : bool
         NA, NaN, None and null are names of classes; else rows with them have no label, as empty ones.
     merge_spellings : bool
@@ -90,9 +90,7 @@ def labels_from_csv(
         No such file, a column is missing, or an entry says nothing that is known.
     """
     file = Path(path)
-    if not has_header:
-        if text_column is not None:
-            raise TaskError("--no-header is for tables that name images; give a table of texts a first row of names")
+    if not has_header and text_column is None:
         path_column, label_column = path_column or "1", label_column or "2"
     options = _Options(
         task_kind(kind), path_column, label_column, text_column, group_column, weight_column,
@@ -254,12 +252,16 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
         raise TaskError(f"{where.removesuffix(' line') if table.format is not None else origin} {nothing}")
     # Names of classes are entries; of labels and numbers in columns of their own, names of columns.
     is_listed = options.kind == "classification" or (options.kind == "multilabel" and len(columns.labels) == 1)
+    warnings = list(reader.warnings(labels, table))
+    if options.kind == "multilabel" and is_listed:
+        labels, joined = joined_rows(labels)
+        warnings += joined
     return TableLabels(
         labels=labels,
         origin=origin,
         root=root,
         kind=options.kind,
         names=() if is_listed else columns.labels,
-        warnings=tuple(reader.warnings(labels, table)),
+        warnings=tuple(warnings),
         merge_spellings=options.merge_spellings,
     )

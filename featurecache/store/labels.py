@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Literal, get_args
 
-from featurecache.errors import ReportWarning
+from featurecache.errors import ReportWarning, TaskError
 from featurecache.specs import TaskKind
 
+ClassFolder = Literal["innermost", "outermost"]
+"""Of the folders that a file lies in, those with names of splits left out."""
 SPLITS = ("train", "validation", "test")
 # Split by the names that people use for it.
 SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -76,12 +79,15 @@ class FolderLabels:
         The source, by its path or key, whose files get labels; every source of the cache where it is None.
     merge_spellings : bool
         Classes that differ only in case or spaces are one.
+    class_folder : {"innermost", "outermost"}
+        Which folder is the class, of a file that lies in several.
     """
 
     root: str | Path | None = None
     kind: TaskKind = "classification"
     origin: str = "folders"
     merge_spellings: bool = False
+    class_folder: ClassFolder = "innermost"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +115,9 @@ class TableLabels:
     merge_spellings: bool = False
 
 
-def labels_from_folders(root: str | Path | None = None, *, merge_spellings: bool = False) -> FolderLabels:
+def labels_from_folders(
+    root: str | Path | None = None, *, merge_spellings: bool = False, class_folder: ClassFolder = "innermost"
+) -> FolderLabels:
     """Take the folder of each file as its class.
 
     Parameters
@@ -118,14 +126,14 @@ def labels_from_folders(root: str | Path | None = None, *, merge_spellings: bool
         The source that was extracted; all sources of the cache when left out.
     merge_spellings : bool
         Classes that differ only in case or spaces are one, under the spelling that is used most.
+    class_folder : {"innermost", "outermost"}
+        Which folder is the class, of a file that lies in several: ``cats`` or ``animals`` of ``animals/cats/1.jpg``.
+
+    Raises
+    ------
+    TaskError
+        Another word for the folder.
     """
-    return FolderLabels(root=root, merge_spellings=merge_spellings)
-
-
-def label_of_path(path: str) -> Label | None:
-    """Return the label and the split that the folders of a relative path name; None where no class folder is."""
-    folders = PurePosixPath(path).parts[:-1]
-    if not folders or SPLIT_OF.get(folders[-1].lower()):
-        return None  # directly in the root, or in a split folder: no class
-    splits = [split for folder in folders[:-1] if (split := SPLIT_OF.get(folder.lower()))]
-    return Label(key=path, label=folders[-1], split=splits[-1] if splits else None)
+    if class_folder not in get_args(ClassFolder):
+        raise TaskError(f"class_folder is 'innermost' or 'outermost', not {class_folder!r}")
+    return FolderLabels(root=root, merge_spellings=merge_spellings, class_folder=class_folder)

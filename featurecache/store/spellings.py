@@ -36,7 +36,8 @@ def merged_spellings(
     if not several:
         return list(labels), []
     first = " and ".join(f"{name!r} ({counts[name]})" for name in several[0][:3])
-    is_number = any(_NUMBER.fullmatch(names[0].strip()) for names in several)
+    # As the first ones do, which are shown.
+    is_number = _NUMBER.fullmatch(several[0][0].strip()) is not None
     difference = "that are one number" if is_number else "that differ only in case or spaces"
     what = f"{len(several)} names are spelled in several ways {difference}, first {first}"
     text = f"{what}: taken for one" if merge else f"{what}: taken for different ones; --merge-spellings makes them one"
@@ -66,7 +67,7 @@ def joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Itera
     """Yield a warning where entries seem to name several labels that were taken for one.
 
     That is where entries split at a separator give fewer names than there are entries: names come again, combined with
-    others, or are entries of their own.
+    others, or are entries of their own. Of a column of lists it is enough that most names between commas come again.
 
     Parameters
     ----------
@@ -83,8 +84,13 @@ def joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Itera
         names = {piece.strip() for name in entries for piece in name.split(separator)} - {""}
         pieces = {piece.strip() for name in several for piece in name.split(separator)} - {""}
         often = len(several) >= 3 and 2 * len(several) >= len(entries)
+        # Words of names come again, too: between spaces, far fewer have to be left.
+        fewer = len(names) < len(entries) * (0.75 if separator == " " else 1)
+        counts = Counter(piece.strip() for name in several for piece in name.split(separator))
+        again = sum(count for piece, count in counts.items() if count > 1 or piece in entries)
+        is_list = multilabel and separator == "," and len(several) >= 3 and 2 * again >= counts.total()
         # Pieces that are names by themselves elsewhere leave no doubt.
-        if (often or (several and pieces <= entries)) and len(names) < len(entries):
+        if ((often or (several and pieces <= entries)) and fewer) or is_list:
             yield ReportWarning(
                 kind="joined_labels",
                 count=len(several),

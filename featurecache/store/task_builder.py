@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import ReportWarning, TaskError
+from featurecache.errors import ReportWarning, TaskError, shortened
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import Target
+from featurecache.store.label_folders import folder_warnings
 from featurecache.store.label_join import MISSING, labels_of_folders, missing_error, rows_of_labels
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels, class_order
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
 from featurecache.store.spellings import merged_spellings
-from featurecache.store.task_splits import check_groups, check_splits, make_splits, previous_splits
+from featurecache.store.task_splits import check_groups, check_splits, few_left_warnings, make_splits, previous_splits
 from featurecache.store.tasks import UNKNOWN, Task, known_of
 
 
@@ -58,7 +59,8 @@ def build_task(
     """
     warnings: list[ReportWarning] = []
     if isinstance(labels, FolderLabels):
-        listed, rows = labels_of_folders(listings)
+        listed, rows = labels_of_folders(listings, labels.class_folder)
+        warnings += folder_warnings(listed) if labels.class_folder == "innermost" else []
     else:
         listed, rows = list(labels.labels), rows_of_labels(labels.labels, samples, listings, warnings)
         warnings += labels.warnings
@@ -73,9 +75,16 @@ def build_task(
     if alike is not None:
         _add_groups(merged, alike, samples)
     if not merged.targets:
-        why = f"{len(merged.conflicts)} have two" if merged.conflicts else "none is of an input in the cache"
+        why = "none is of an input in the cache"
+        if merged.conflicts:
+            first = ", ".join(f"{name} is {said}" for name, said in merged.conflicts[0].items())
+            advice = (
+                "; if one sample may have several, say --kind multilabel" if labels.kind == "classification" else ""
+            )
+            why = f"{len(merged.conflicts)} samples have several that differ, first {shortened(first)}{advice}"
         raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
     task = _assemble(name, labels, merged, samples, random_state=random_state, missing=len(missing), previous=previous)
+    warnings += few_left_warnings(task)
     if warnings:
         task.about["warnings"] = [warning.to_json() for warning in warnings]
     return task
@@ -175,7 +184,7 @@ def _check_outputs(names: list[str], encoded: NDArray[Any], labels: TableLabels)
     if multilabel and len(names) < 2:
         raise TaskError(
             f"{labels.origin} has {len(names)} labels, and a task needs at least two; with one label, name it as a "
-            "class: --kind classes"
+            "class: --kind classification"
         )
     for name, column in zip(names, encoded.T, strict=True):
         known = column[known_of(column, labels.kind)]
@@ -217,6 +226,11 @@ def _merge_targets(copies: Sequence[Label], kind: TaskKind) -> Target | None:
     return "\n".join(sorted(holds)), tuple(sorted(set.intersection(*unknown)))
 
 
+def _shown(label: str, kind: TaskKind) -> str:
+    """Return what is said of a sample as it stands in a message."""
+    return label if kind == "classification" else label.replace("\n", ", ") or "none"
+
+
 def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) -> _Merged:
     by_row: dict[int, list[Label]] = defaultdict(list)
     for row, label in zip(rows, listed, strict=True):
@@ -229,7 +243,7 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) 
             # Dicts instead of sets: the labels of each name once, in the order in which they came.
             by_name: dict[str, dict[str, None]] = defaultdict(dict)
             for copy in copies:
-                by_name[copy.name][copy.label] = None
+                by_name[copy.name][_shown(copy.label, kind)] = None
             merged.conflicts.append({name: " and ".join(labels) for name, labels in by_name.items()})
             continue
         splits = {copy.split for copy in copies}

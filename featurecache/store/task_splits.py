@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import TaskError
+from featurecache.errors import ReportWarning, TaskError
 from featurecache.hashing import digest_bytes
-from featurecache.specs import TaskKind
+from featurecache.specs import TASK_NOUNS, TaskKind
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Ids, find_ids
 from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
-from featurecache.store.tasks import Task, known_of
+from featurecache.store.tasks import Task, class_counts, known_of
+
+_MOST_NAMES = 5
+"""In a message of one line."""
+_FEWEST = 20
+"""Samples of a task; of fewer, a fifth says nothing."""
 
 
 def make_splits(
@@ -43,11 +48,49 @@ def make_splits(
     strata = strata_of_numbers(targets) if kind == "regression" else targets
     if groups is not None:
         lots = [digest_bytes(f"{random_state} {name}".encode()) for name in names]
-        return grouped_splits(groups, strata == 1 if kind == "multilabel" else strata, lots, kept=kept)
-    if kind == "multilabel":  # each sample is a group: of each label as near to its share as can be
+    elif kind == "multilabel":  # each sample is a group: of each label as near to its share as can be
+        groups = np.arange(len(ids), dtype=np.int32)
         lots = [digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids]
-        return grouped_splits(np.arange(len(ids), dtype=np.int32), targets == 1, lots, kept=kept)
-    return stratified_splits(ids, strata, random_state=random_state, kept=kept)
+    else:
+        return stratified_splits(ids, strata, random_state=random_state, kept=kept)
+    if kind != "multilabel":
+        return grouped_splits(groups, strata, lots, kept=kept)
+    splits = grouped_splits(groups, targets == 1, lots, kept=kept)
+    return _with_labels_in_train(splits, groups, targets == 1, lots, kept)
+
+
+def _with_labels_in_train(
+    splits: NDArray[np.uint8],
+    groups: NDArray[np.int32],
+    holds: NDArray[np.bool_],
+    lots: Sequence[str],
+    kept: NDArray[np.int64],
+) -> NDArray[np.uint8]:
+    """Move groups to train where a label is so rare that it came to no training sample; earlier samples stay.
+
+    Parameters
+    ----------
+    splits : ndarray of uint8, shape (n,)
+    groups, holds : ndarray of int32 and bool, shape (n,) and (n, n_labels)
+    lots : sequence of str
+        By group: the first of those with a label is moved, whatever order samples have.
+    kept : ndarray of int64, shape (n,)
+        Earlier split of each sample, -1 where it is new.
+    """
+    fixed = set(groups[kept >= 0].tolist())
+    for label in np.flatnonzero(~holds[splits == 0].any(axis=0)):
+        having = holds[:, label]
+        able = set(groups[having].tolist()) - fixed
+        # It may have come with the group of another label.
+        if able and not having[splits == 0].any():
+            splits[groups == min(able, key=lambda group: lots[group])] = 0
+    if not splits.any():
+        once = int((holds.sum(axis=0) == 1).sum())
+        raise TaskError(
+            f"{once} of {holds.shape[1]} labels are of one sample each: every sample is needed to learn them, and none "
+            "is left to be tested on; name fewer labels, or what stands between them with --separator"
+        )
+    return splits
 
 
 def previous_splits(
@@ -119,7 +162,7 @@ def check_splits(task: Task) -> None:
     if task.kind != "classification":
         known = known_of(targets["train"], task.kind).any(axis=0)
         if not known.all():
-            names = ", ".join(repr(task.classes[k]) for k in np.flatnonzero(~known))
+            names = _some_names(task, np.flatnonzero(~known).tolist())
             raise TaskError(
                 f"task {task.name!r}: {names} is not known for any sample of the train part; leave it out, or "
                 "correct the splits"
@@ -132,7 +175,37 @@ def check_splits(task: Task) -> None:
     }
     for split in ("validation", "test"):
         if unseen := present[split] - present["train"]:
-            names = ", ".join(repr(task.classes[k]) for k in sorted(unseen))
+            names = _some_names(task, sorted(unseen))
             raise TaskError(
                 f"task {task.name!r}: {names} occurs in the {split} part but never in train; correct the splits"
             )
+
+
+def few_left_warnings(task: Task) -> list[ReportWarning]:
+    """Return a warning where made splits leave few samples to judge by, as nearly all are needed to learn rare classes.
+
+    Parameters
+    ----------
+    task : Task
+    """
+    num_samples, num_left = len(task.ids), int((task.splits > 0).sum())
+    if (
+        task.about["splits"] != "made"
+        or task.kind == "regression"
+        or num_samples < _FEWEST
+        or num_left >= num_samples / 5
+    ):
+        return []
+    of_each = class_counts(task)
+    once = sum(count == 1 for count in of_each.values())
+    text = (
+        f"only {num_left} of {num_samples} samples are left to validate and test on: {once} of {len(of_each)} "
+        f"{TASK_NOUNS[task.kind]} have one sample, which is needed to learn them; name fewer, or another label column"
+    )
+    return [ReportWarning(kind="few_left", count=num_left, text=text)]
+
+
+def _some_names(task: Task, numbers: Sequence[int]) -> str:
+    """Return the names of classes, of many of them the first ones."""
+    names = ", ".join(repr(task.classes[number]) for number in numbers[:_MOST_NAMES])
+    return names + (f" and {len(numbers) - _MOST_NAMES} more" if len(numbers) > _MOST_NAMES else "")

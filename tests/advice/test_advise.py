@@ -258,6 +258,10 @@ def test_commands_say_what_has_to_be_filled_in(cache: Path, call: Callable[..., 
     from_file = dataclasses.replace(found, about=msgspec.structs.replace(found.about, weights_source="file a.pth"))
     assert "--weights FILE" in Commands(store, "colour").extract(from_file, "blocks")
     assert Commands(store, "colour").extract(found, "blocks").startswith("featurecache extract SOURCE --cache")
+    mails = Commands(store, "colour", "mails.tsv", ("--text-column", "2", "--no-header"))
+    assert mails.extract(found, "blocks").startswith(
+        "featurecache extract mails.tsv --text-column 2 --no-header --cache"
+    )
     in_memory = dataclasses.replace(found, identity=dataclasses.replace(found.identity, backbone="module:Net"))
     assert "--backbone python:MODULE:FACTORY" in Commands(store, "colour").extract(in_memory, "blocks")
     assert "--backbone python:MODULE:FACTORY" in Commands(store, "colour").without_transfer(in_memory)["untrained"]

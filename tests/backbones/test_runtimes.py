@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -244,3 +247,17 @@ def test_devices_are_never_replaced_silently():
         open_runtime(backbone, taps, device="warp")
     with pytest.raises(RequestError, match="unknown runtime 'onnx'"):
         open_runtime(backbone, taps, runtime="onnx")
+
+
+@pytest.mark.parametrize(
+    "module", ["featurecache.backbones.openvino_runtime", "featurecache.deployment.exporting.openvino_folder"]
+)
+def test_nothing_is_reported_to_the_authors_of_a_runtime(tmp_path, module):
+    pytest.importorskip("openvino_telemetry")
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    code = f"import {module}, openvino_telemetry; print(openvino_telemetry.Telemetry().consent)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment | {"HOME": str(tmp_path)}
+    )
+    # An id of this user would have been made in the home folder.
+    assert (done.stdout.split(), done.stderr, list(tmp_path.iterdir())) == (["False"], "", [])

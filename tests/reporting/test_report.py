@@ -127,7 +127,7 @@ def test_everything_is_inside_and_escaped(tmp_path: Path) -> None:
     assert "a &lt;b&gt; title" in text
     assert "bad&lt;.jpg" in text
     assert "off by 0.123 on average" in text
-    assert "0.625 by validation is the best of 2, so too high" in text
+    assert "0.625 by validation is of the one chosen among 2, so too high" in text
     assert "0.550 (0.250 to 0.750)" in text
     assert "cannot tell: about 1,234 rows would" in text
     assert "accuracy by validation (line" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -276,3 +277,113 @@ def test_an_empty_cell_of_tags_is_said_and_may_be_unknown(tmp_path):
     assert f"{empty} rows say nothing at all" in left.warnings[0].text
     with pytest.raises(TaskError, match="are for tasks of kind multilabel, not classification"):
         labels_from_csv(path, label_column="tags", blank="negative")
+
+
+def test_a_comma_and_a_space_divide_where_a_comma_does(tmp_path):
+    rows = [[name, "polar bear, ice" if k % 2 else "ice"] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "tags"], rows)
+    found = [labels_from_csv(path, kind="multilabel", separator=separator) for separator in (", ", ",", " ")]
+    assert {label.label for label in found[0].labels} == {"ice\npolar bear", "ice"}
+    assert found[0].labels == found[1].labels
+    assert {label.label for label in found[2].labels} == {"bear,\nice\npolar", "ice"}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_label_is_in_train_however_rare(tmp_path, grouped):
+    rare = {k: f";rare{k}" for k in range(0, 100, 3)}
+    rows = [[name, f"{'a' if k % 2 else 'b'}{rare.get(k, '')}", f"g{k // 2}"] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "tags", "photo"], rows)
+    options = {"group_column": "photo"} if grouped else {}
+    labels = labels_from_csv(path, label_column="tags", kind="multilabel", **options)
+    store, task = add(tmp_path, labels)
+    assert (task.labels[task.splits == 0].sum(axis=0) > 0).all()
+    assert task.has("validation")
+    assert task.has("test")
+    # The order of the table decides nothing, and samples keep their split when others come.
+    table(path, ["path", "tags", "photo"], rows[::-1])
+    labels = labels_from_csv(path, label_column="tags", kind="multilabel", **options)
+    np.testing.assert_array_equal(store.add_task("u", labels).splits, task.splits)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "classification"])
+def test_that_rare_classes_leave_little_to_judge_by_is_told(tmp_path, kind):
+    def warned(number):
+        rows = [[name, f"x{k}" if k < number else "a" if k % 2 else "b"] for k, name in enumerate(FILES)]
+        path = table(tmp_path / f"{number}.csv", ["path", "tags"], rows)
+        (tmp_path / str(number)).mkdir()
+        _, task = add(tmp_path / str(number), labels_from_csv(path, kind=kind))
+        return [warning["text"] for warning in task.about.get("warnings", []) if warning["kind"] == "few_left"]
+
+    assert warned(10) == []
+    (text,) = warned(80)
+    assert re.match(
+        r"only \d+ of 100 samples are left to validate and test on: 80 of 82 (labels|classes) have one", text
+    )
+
+
+def test_labels_of_one_sample_each_leave_nothing_to_test_on(tmp_path):
+    path = table(tmp_path / "t.csv", ["path", "tags"], [[name, f"x{k}"] for k, name in enumerate(FILES)])
+    with pytest.raises(TaskError, match="100 of 100 labels are of one sample each") as error:
+        add(tmp_path, labels_from_csv(path, kind="multilabel"))
+    assert len(str(error.value)) < 300
+
+
+def test_of_many_labels_some_are_named(tmp_path):
+    rows = [
+        [name, f"a;x{k}" if k > 50 else "a;b" if k % 2 else "b", "test" if k > 50 else "train"]
+        for k, name in enumerate(FILES)
+    ]
+    path = table(tmp_path / "t.csv", ["path", "tags", "split"], rows)
+    with pytest.raises(TaskError, match="'x51', 'x52', 'x53', 'x54', 'x55' and 44 more occurs in the test part"):
+        add(tmp_path, labels_from_csv(path, kind="multilabel"))
+
+
+def test_a_row_for_each_label_says_what_a_list_says(tmp_path):
+    """As Open Images, and tables of boxes, are written."""
+    lists = [[name, tags(k)] for k, name in enumerate(FILES)]
+    long = [[name, tag, k] for k, (name, said) in enumerate(lists) for tag in said.split(";")]
+    listed = labels_from_csv(table(tmp_path / "a.csv", ["path", "tags"], lists), kind="multilabel", blank="negative")
+    path = table(tmp_path / "b.csv", ["path", "tags", "number"], long)
+    found = labels_from_csv(path, label_column="tags", kind="multilabel", blank="negative")
+    assert found.labels == listed.labels
+    (warning,) = found.warnings
+    several = sum(said.count(";") > 0 for _, said in lists)
+    assert (warning.kind, warning.count) == ("joined_rows", several)
+    assert "first 000.jpg is seven, three, two: they hold together" in warning.text
+    # What differs in more than the label is no list of labels: it is left out, aloud.
+    split = [[*row[:2], "train" if row[0] > "050" or row[1] != "two" else "test"] for row in long]
+    labels = labels_from_csv(
+        table(tmp_path / "c.csv", ["path", "tags", "split"], split), kind="multilabel", blank="negative"
+    )
+    _, task = add(tmp_path, labels)
+    torn = [name for name, said in lists if name <= "050" and "two" in said and ";" in said]
+    assert task.about["num_conflicts"] == len(torn) > 0
+    assert task.about["conflicts"][0] == {"000.jpg": "two and three and seven"}
+
+
+def test_several_classes_of_one_sample_are_said(tmp_path):
+    rows = [["000.jpg", kind] for kind in ("Dead", "Alive", "Dead")]
+    path = table(tmp_path / "t.csv", ["path", "label"], rows)
+    said = "1 samples have several that differ, first 000.jpg is Dead and Alive; if one sample may have several"
+    with pytest.raises(TaskError, match=said):
+        add(tmp_path, labels_from_csv(path))
+
+
+def test_lists_between_commas_are_told_however_many_names_there_are(tmp_path):
+    spoken = [[name, ", ".join(["English", *([f"x{k}", "French"] if k % 2 else [])])] for k, name in enumerate(FILES)]
+    rows = [[name, said if k else "Thai"] for k, (name, said) in enumerate(spoken)]
+    found = labels_from_csv(table(tmp_path / "t.csv", ["path", "tags"], rows), kind="multilabel").warnings
+    assert [warning.kind for warning in found] == ["joined_labels"]
+    # Names of several words are no lists of words.
+    rows = [
+        [name, f"{word} bear" if k % 2 else f"fish {k}"]
+        for k, (name, word) in enumerate(zip(FILES, "abcde" * 20, strict=True))
+    ]
+    labels = labels_from_csv(table(tmp_path / "t.csv", ["path", "tags"], rows), kind="multilabel")
+    assert labels.warnings == ()
+
+
+def test_of_very_many_columns_some_are_named(tmp_path):
+    path = table(tmp_path / "t.csv", [f"c{k}" for k in range(99)], [list(range(99))])
+    with pytest.raises(TaskError, match=r"it has: c0, c1, .*, c19 and 79 more; name it with --path-column"):
+        labels_from_csv(path)

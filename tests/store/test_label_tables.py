@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,7 +306,7 @@ def test_labels_of_files_that_cannot_be_read_are_left_out_aloud(tmp_path: Path) 
         ("image,price\n0000f3.jpg,3,5\n", {"kind": "regression"}, "line 2 has more fields than there are columns"),
         ('image,note,label\n0000f3.jpg,"12 inch,a\n0001f3.jpg,"12 inch,b\n', {}, "is a quote left open"),
         ('image,label,note\n0000f3.jpg,a,"open\n0001f3.jpg,b,x\n', {}, "is a quote left open"),
-        ('{"path": 1}', {}, "it is JSON; write it as CSV UTF-8"),
+        ('{"path": {"0": "a.jpg"}}', {}, "it is one JSON object; a table is a list of objects"),
         ("image,label\n0000f3.jpg,a;b\n", {"separator": ""}, "--separator is one or more characters"),
         ("image,label,site\n0000f3.jpg,a,NA\n", {"domain_column": "site"}, "the site is empty; say where"),
         ("image,price\n0000f3.jpg,1_5\n", {"kind": "regression"}, "the price is no number: '1_5'"),
@@ -460,3 +461,18 @@ def test_lists_as_a_program_prints_them_and_names_joined_elsewhere(store: Featur
         (warning,) = added(store, labels_from_csv(tmp_path / "t.csv", kind=kind)).warnings()
         assert warning.kind == "joined_labels"
         assert "--separator ','" in warning.text
+
+
+def test_json_lines_beside_the_images_say_the_same(store: FeatureStore, tmp_path: Path) -> None:
+    lines = [json.dumps({"file_name": f"{name}.jpg", "label": label}) for name, label in CLASSES.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    task = store.add_task("lines", labels_from_csv(tmp_path / "metadata.jsonl"), replace=True)
+    assert as_dict(task, store) == CLASSES
+
+
+def test_quotes_that_are_letters_are_told(store: FeatureStore, tmp_path: Path) -> None:
+    rows = [f"{name}.jpg\t{label}\t{note}" for (name, label), note in zip(CLASSES.items(), '"ab"c' * 9, strict=False)]
+    (tmp_path / "t.tsv").write_text("image\tlabel\tnote\n" + "\n".join(rows))
+    task = store.add_task("quotes", labels_from_csv(tmp_path / "t.tsv"), replace=True)
+    assert len(task.ids) == len(NAMES)
+    assert [warning["kind"] for warning in task.about["warnings"]] == ["quotes"]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from featurecache.errors import StoreError, TaskError, UnknownNameError
 from featurecache.store.features import Features, runs_of_rows
 from featurecache.store.folders import ShardFolder
+from featurecache.store.label_folders import label_of_path
 from featurecache.store.label_tables import labels_from_csv
-from featurecache.store.labels import Label, TableLabels, label_of_path, labels_from_folders
+from featurecache.store.labels import Label, TableLabels, labels_from_folders
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
 from featurecache.store.splits import stratified_splits
@@ -46,6 +47,46 @@ def table(**labels: str) -> TableLabels:
 def test_folders_say_class_and_split(path: str, expected: tuple | None) -> None:
     label = label_of_path(path)
     assert (label and (label.label, label.split)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("animals/cats/big/1.jpg", ("animals", None)),
+        ("train/animals/cats/1.jpg", ("animals", "train")),
+        ("animals/test/cats/1.jpg", ("animals", "test")),
+        ("animals/val/1.jpg", ("animals", "validation")),
+        ("train/1.jpg", None),
+        ("1.jpg", None),
+    ],
+)
+def test_the_outermost_folder_may_be_the_class(path: str, expected: tuple | None) -> None:
+    label = label_of_path(path, "outermost")
+    assert (label and (label.label, label.split)) == expected
+
+
+def test_folders_in_folders_of_classes_are_told(tmp_path: Path) -> None:
+    places = ["mammals", "mammals/cats", "mammals/cats/big", "birds", "birds/drawn", "fish/drawn", "fish/deep"]
+    store = make_store(tmp_path, {f"{place}/{k}.jpg": f"{place} {k}" for place in places for k in range(5)})
+    inner = store.add_task("inner", labels_from_folders())
+    assert inner.classes == ["big", "birds", "cats", "deep", "drawn", "mammals"]
+    first, second = inner.about["warnings"]
+    assert (first["kind"], first["count"], second["kind"], second["count"]) == (
+        *("folder_classes", 4),
+        *("folder_classes", 1),
+    )
+    assert "'birds/drawn' in 'birds'" in first["text"]
+    assert "'drawn' of birds/drawn, fish/drawn" in second["text"]
+    outer = store.add_task("outer", labels_from_folders(class_folder="outermost"))
+    assert (outer.classes, outer.about.get("warnings")) == (["birds", "fish", "mammals"], None)
+    with pytest.raises(TaskError, match="class_folder is 'innermost' or 'outermost', not 'first'"):
+        labels_from_folders(class_folder="first")  # type: ignore[arg-type]
+
+
+def test_classes_below_sites_and_splits_are_no_surprise(tmp_path: Path) -> None:
+    places = [f"{site}/{kind}" for site in ("amazon", "dslr", "train") for kind in ("bike", "mug", "pen")]
+    store = make_store(tmp_path, {f"{place}/{k}.jpg": f"{place} {k}" for place in places[:6] for k in range(5)})
+    assert "warnings" not in store.add_task("t", labels_from_folders()).about
 
 
 @settings(max_examples=25)
@@ -257,7 +298,9 @@ def test_a_folder_is_found_however_it_is_written(tmp_path: Path, monkeypatch: py
 
 def test_labels_of_which_none_is_left(tmp_path):
     store = make_store(tmp_path, {"a.jpg": "one", "b.jpg": "one"})
-    with pytest.raises(TaskError, match=r"no sample is left to be labelled by 2 labels of test: 1 have two"):
+    with pytest.raises(
+        TaskError, match=r"by 2 labels of test: 1 samples have several that differ, first a.jpg is cat, b.jpg is dog"
+    ):
         store.add_task("t", table(**{"a.jpg": "cat", "b.jpg": "dog"}))
     with pytest.raises(TaskError, match=r"none is of an input in the cache"):
         store.add_task("t", table(**{"x.jpg": "cat", "y.jpg": "dog"}), allow_missing=True)

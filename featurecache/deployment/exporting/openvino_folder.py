@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import openvino
 from numpy.typing import NDArray
 
-from featurecache.backbones.openvino_runtime import logging_kept, without_telemetry
+from featurecache.backbones.openvino_runtime import logging_kept
+from featurecache.backbones.telemetry import without_telemetry
 from featurecache.deployment.exporting.format import KEY, Exported
+
+# Importing it sends a first report already.
+with without_telemetry():
+    import openvino
 
 _MODEL = "model.xml"
 
