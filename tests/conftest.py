@@ -56,6 +56,7 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
+os.environ["FEATURECACHE_COMPILED"] = ""  # nothing is kept in the folder of the user
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub must fail at once, here and elsewhere
 
 

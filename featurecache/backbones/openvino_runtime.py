@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from featurecache.backbones import compiled_networks
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.telemetry import without_telemetry
 from featurecache.errors import RequestError
@@ -37,6 +40,8 @@ class OpenVinoRuntime:
         A batch: its shape and type are those of every batch, but for the length of texts.
     lengths
         See `Runtime.lengths`.
+    path
+        Where the compiled network is kept, or is to be; `compiled_networks.path_of` tells.
     """
 
     name = "openvino"
@@ -45,17 +50,23 @@ class OpenVinoRuntime:
     norms_folded = False
     trial: Mapping[str, float] = {}
 
-    def __init__(self, module: Normalized, example: np.ndarray, lengths: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, module: Normalized, example: np.ndarray, lengths: tuple[int, ...] = (), *, path: Path | None = None
+    ) -> None:
         self._names = [tap.name for tap in module.tapped.taps]
         self._dtype, self.batch_size, self.lengths = example.dtype, len(example), lengths
         # One program for all lengths: one for each would hold the weights as often, and each took 0.8 s to compile.
         several = len(lengths) > 1
         self._shapes = [(len(example), length) for length in lengths] if several else [example.shape]
-        shape = [len(example), -1] if several else list(example.shape)
-        model = _convert_quickly(module, example, shape)
-        if model is None:
-            model = _convert(module, example, shape, num_examples=len(example))
-        self._compiled: Any = openvino.Core().compile_model(model, "CPU", _CONFIG)
+        self._compiled: Any = None if path is None else _kept(path)
+        if self._compiled is None:
+            shape = [len(example), -1] if several else list(example.shape)
+            model = _convert_quickly(module, example, shape)
+            if model is None:
+                model = _convert(module, example, shape, num_examples=len(example))
+            self._compiled = openvino.Core().compile_model(model, "CPU", _CONFIG)
+            if path is not None:
+                compiled_networks.keep(path, self._compiled.export_model().getvalue())
         # Twice what the streams need, so that none starves while the oldest result is waited for.
         num_requests = 2 * self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle: list[Any] = [self._compiled.create_infer_request() for _ in range(num_requests)]
@@ -103,6 +114,23 @@ class OpenVinoRuntime:
         arrays = [np.array(request.get_output_tensor(i).data, dtype=np.float32) for i in range(len(self._names))]
         self._idle.append(request)
         return dict(zip(self._names, arrays, strict=True))
+
+
+def processor() -> str:
+    """Return what a network is compiled for."""
+    core = openvino.Core()
+    able_to = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {able_to}"
+
+
+def _kept(path: Path) -> Any:
+    """Open a compiled network; None where there is none, or it cannot be opened."""
+    if (data := compiled_networks.read(path)) is None:
+        return None
+    # A file that was cut off, say; whatever it is, it is compiled anew.
+    with suppress(RuntimeError):
+        return openvino.Core().import_model(io.BytesIO(data), "CPU", _CONFIG)
+    return None
 
 
 def _convert_quickly(module: Normalized, batch: np.ndarray, shape: list[int]) -> Any:

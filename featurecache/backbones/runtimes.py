@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.compiled_networks import path_of
 from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.input_kinds import input_kind_of
@@ -333,7 +334,7 @@ def _prepare_openvino(
     """
     if find_spec("openvino") is None:
         raise MissingExtraError("openvino", "cpu")
-    from featurecache.backbones.openvino_runtime import OpenVinoRuntime
+    from featurecache.backbones.openvino_runtime import OpenVinoRuntime, processor
 
     if backbone.identity.precision != "float32":
         if required:
@@ -342,7 +343,8 @@ def _prepare_openvino(
     traced = Normalized(TappedBackbone(backbone, taps), backbone.preprocess)
     example, lengths = _example_of(backbone, reference.batch_size), reference.lengths
     try:
-        converted = OpenVinoRuntime(traced, example, lengths)
+        path = path_of(backbone, taps, example, lengths, processor=processor())
+        converted = OpenVinoRuntime(traced, example, lengths, path=path)
         if len(lengths) < 2 or _agrees_at(converted, reference, _example_of(backbone, len(example), lengths[0])):
             return converted
         # A loop over tokens is traced with as many steps as the example has: so many tokens, or plain torch, which is

@@ -327,7 +327,6 @@ class Features:
         if self._samples is None:
             return
         rows = rows_of_commit(commit)
-        # Features are listed anew each time that a set is opened, the table once.
         if not self._samples.reaches(int(rows[-1])) or not np.array_equal(shard.read("id"), self._samples.ids[rows]):
             raise CorruptError(
                 f"{self._folder.path}: the samples in shard {commit.file_name} are not those of its rows in the sample "
