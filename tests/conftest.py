@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,11 @@ settings.load_profile("tests")
 
 os.environ["FEATURECACHE_COMPILED"] = ""  # nothing is kept in the folder of the user
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub must fail at once, here and elsewhere
+
+
+# A shell's background jobs ignore it, and so would what tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def material() -> Path:

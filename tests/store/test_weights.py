@@ -69,7 +69,8 @@ def test_the_whole_walk_with_weights(
     assert main(["train", str(cache), "--task", "colour", "--quiet", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     results = document["results"]
-    assert document["heads_left_out"] == dict.fromkeys(["knn", "gda", "nearest_mean"], "cannot weigh samples")
+    assert {"knn", "gda", "nearest_mean"} <= document["heads_left_out"].keys()
+    assert set(document["heads_left_out"].values()) == {"cannot weigh samples"}
     # Of all heads, those that can weigh samples.
     names = {result["head"] for result in results}
     assert {"logistic", "linear_svm", "rbf_svm", "mlp", "ridge", "majority"} <= names
