@@ -48,8 +48,8 @@ class Spill:
             if self._in_memory + _ENTRY_BYTES + len(data) <= self._memory_bytes // 2:
                 self._held[key] = data
                 self._in_memory += len(data)
-            elif (place := self._write(data)) is not None:
-                self._held[key] = place
+            elif (span := self._write(data)) is not None:
+                self._held[key] = span
             else:
                 return
             self._in_memory += _ENTRY_BYTES

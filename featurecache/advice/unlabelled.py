@@ -147,8 +147,10 @@ def default_set(store: FeatureStore, sets: Sequence[FeatureSet] | None = None) -
     RequestError
         There is none.
     """
-    found = prefer_wider(pooled_if_any([each for each in sets or store.feature_sets() if each.num_views is None]))
-    able = [each for each in found if role_of(each) == "pretrained" and each.is_pooled]
+    found = prefer_wider(
+        pooled_if_any([candidate for candidate in sets or store.feature_sets() if candidate.num_views is None])
+    )
+    able = [candidate for candidate in found if role_of(candidate) == "pretrained" and candidate.is_pooled]
     if not able:
         raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
-    return next((each for each in able if each.tap.startswith("pre_logits")), able[0])
+    return next((candidate for candidate in able if candidate.tap.startswith("pre_logits")), able[0])

@@ -183,7 +183,7 @@ class TorchRuntime:
             if copying is None:
                 return _OnDevice(self._forward(self._module, batch, self._copied), None)
             pinned: list[Tensor] = []
-            outputs = self._forward(self._module, batch, partial(self._copied_beside, stream=copying, pinned=pinned))
+            outputs = self._forward(self._module, batch, partial(self._copied_ahead, stream=copying, pinned=pinned))
             outputs = [output.to("cpu", non_blocking=True) for output in outputs]
             done = torch.cuda.Event()
             done.record(torch.cuda.current_stream(self._device))
@@ -192,7 +192,7 @@ class TorchRuntime:
     def _copied(self, inputs: np.ndarray) -> Tensor:
         return torch.from_numpy(inputs).to(self._device)
 
-    def _copied_beside(self, inputs: np.ndarray, *, stream: torch.cuda.Stream, pinned: list[Tensor]) -> Tensor:
+    def _copied_ahead(self, inputs: np.ndarray, *, stream: torch.cuda.Stream, pinned: list[Tensor]) -> Tensor:
         """Copy to the device on a stream of its own, from memory that is added to ``pinned``."""
         # Only from pinned memory does a copy overlap with the computation.
         pinned.append(torch.from_numpy(inputs).pin_memory())

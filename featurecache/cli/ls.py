@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.watch:
         from featurecache.store.watch import Watch
 
-        return _watch(Watch(store).look, args)
+        return _watch(Watch(store).update, args)
     features, heads = [describe_features(s) for s in store.feature_sets()], store.head_names()
     if args.json:
         print_json({"samples": len(store.samples), "features": features, "tasks": store.task_names(), "heads": heads})
@@ -97,12 +97,12 @@ def print_features(features: list[dict[str, Any]]) -> None:
     )
 
 
-def _watch(look: Callable[[], CacheProgress], args: argparse.Namespace) -> int:
+def _watch(update: Callable[[], CacheProgress], args: argparse.Namespace) -> int:
     """Show how far a cache is until nothing is missing and nobody is at work."""
     interval = args.interval or (_SECONDS_ON_A_TERMINAL if sys.stdout.isatty() else _SECONDS_IN_A_LOG)
     with _shown(as_json=args.json) as show:
         while True:
-            found = look()
+            found = update()
             show(found)
             if found.is_done:
                 break
@@ -136,13 +136,13 @@ def _shown(*, as_json: bool) -> Iterator[Callable[[CacheProgress], None]]:
 
 
 def _print_progress(found: CacheProgress) -> None:
-    parts = []
+    sentences = []
     # What is done is said once, at the end.
     for item in [item for item in found.sets if found.is_done or item.num_rows < item.num_listed]:
         speed, rest = _speed_and_rest(item)
         more = f", {speed} rows/s, {rest} left" if rest else ""
-        parts.append(f"{item.features}: {item.num_rows} of {item.num_listed} rows{more}")
-    print_line("; ".join([*parts, _workers_in_words(found)]))
+        sentences.append(f"{item.features}: {item.num_rows} of {item.num_listed} rows{more}")
+    print_line("; ".join([*sentences, _workers_in_words(found)]))
     sys.stdout.flush()  # whoever follows a file or a pipe wants it now
 
 

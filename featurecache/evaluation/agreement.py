@@ -78,7 +78,7 @@ def choose_by_agreement(
         difference = float((share - shares[0]).mean())
         changed = int((classes != predictions[0]).sum())
         found.append(Agreement(float(share.mean()), difference, low, high, changed))
-    best = int(np.argmax([each.value for each in found]))
+    best = int(np.argmax([score.value for score in found]))
     is_of_one_class = bool(np.bincount(predictions[0]).max(initial=0) > MOST_OF_ONE_CLASS * len(X))
     is_borne_out = found[best].low > 0 and not is_of_one_class
     return (best if is_borne_out else 0), found, is_of_one_class

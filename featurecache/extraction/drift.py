@@ -270,9 +270,9 @@ def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[
     # Of the shapes of extraction: a batch of another shape changes the last bits of the features.
     cut = cut_into_batches(arrays, runtime.batch_size, runtime.lengths, modality.empty)
     outputs = list(runtime.map([batch for batch, _ in cut]))
-    places = np.argsort(np.concatenate([indices for _, indices in cut]))
+    order = np.argsort(np.concatenate([indices for _, indices in cut]))
     features = {
-        tap: np.concatenate([o[tap][: len(indices)] for o, (_, indices) in zip(outputs, cut, strict=True)])[places]
+        tap: np.concatenate([o[tap][: len(indices)] for o, (_, indices) in zip(outputs, cut, strict=True)])[order]
         for tap in outputs[0]
     }
     return {

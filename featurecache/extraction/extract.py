@@ -142,7 +142,7 @@ def make_requests(
     if not several:
         raise RequestError("no backbone is named; name one at least")
     options |= {"weights": weights, "weights_key": weights_key}
-    requests = [each if isinstance(each, BackboneRequest) else make_request(each, **options) for each in several]
+    requests = [one if isinstance(one, BackboneRequest) else make_request(one, **options) for one in several]
     requests = [request for number, request in enumerate(requests) if request not in requests[:number]]
     if len(requests) > 1 and not (weights is None and weights_key is None):
         raise RequestError(f"weights are of one backbone, and {len(requests)} are named; extract one after the other")

@@ -164,7 +164,7 @@ def run_chunks(
                 taken = _take_features(pending, len(items), modality.views)
                 if batch.order is not None:
                     taken = {tap: values[batch.order] for tap, values in taken.items()}
-                    items = [items[place] for place in batch.order.tolist()]
+                    items = [items[index] for index in batch.order.tolist()]
                 yield (
                     batch.chunk,
                     Outcome(

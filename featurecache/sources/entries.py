@@ -121,12 +121,12 @@ class _KnownUnits:
         spans = dict[Unit, tuple[int, int]]()
         units = list(source.units())
         for unit in units:
-            beginning, stamp = unit_stamp(unit)
-            encoded = beginning.encode(ENCODING, ERRORS)
+            prefix, stamp = unit_stamp(unit)
+            encoded = prefix.encode(ENCODING, ERRORS)
             # No name begins with a byte that is no text, so this comes after all that begin like that.
             first, stop = (
-                bisect_left(indices, each, key=lambda index: os.fsencode(before.names[index]))
-                for each in (encoded, encoded + b"\xff")
+                bisect_left(indices, bound, key=lambda index: os.fsencode(before.names[index]))
+                for bound in (encoded, encoded + b"\xff")
             )
             stamps = before.stamps[first:stop, 1:]
             if stamp is not None and stamp[2] >= 0 and len(stamps) and (stamps == stamp[1:]).all():

@@ -85,12 +85,12 @@ class Tars:
 
     def unit_stamp(self, unit: Unit) -> tuple[str, Stamp | None]:
         """Return what the names of a tar begin with, and the stamp that all of them have but for the size."""
-        beginning = f"{self._short_names[unit.name]}/"
+        prefix = f"{self._short_names[unit.name]}/"
         if not self.is_far:
-            return beginning, self._stamp(unit)
+            return prefix, self._stamp(unit)
         about = self._about(unit)
         # By a time in seconds alone, another tar of the same second would be taken for the same.
-        return beginning, stamp_of_object(about) if tells_each_change(about) else None
+        return prefix, stamp_of_object(about) if tells_each_change(about) else None
 
     @property
     def ignored(self) -> IgnoredFiles:

@@ -38,13 +38,13 @@ def folder_warnings(labels: Iterable[Label]) -> Iterator[ReportWarning]:
     labels : iterable of Label
         Of `label_of_path`, each with the path of its file.
     """
-    places = defaultdict[str, set[str]](set)
+    folders_of = defaultdict[str, set[str]](set)
     for label in labels:
         folders = (folder for folder in PurePosixPath(label.key).parts[:-1] if folder.lower() not in SPLIT_OF)
-        places[label.label].add("/".join(folders))
-    every = {place for several in places.values() for place in several}
+        folders_of[label.label].add("/".join(folders))
+    every = {folder for several in folders_of.values() for folder in several}
     inside = sorted(
-        (str(outer), place) for place in every for outer in PurePosixPath(place).parents if str(outer) in every
+        (str(outer), folder) for folder in every for outer in PurePosixPath(folder).parents if str(outer) in every
     )
     advice = "the class is the innermost folder; --class-folder outermost takes the first one"
     if inside:
@@ -53,16 +53,16 @@ def folder_warnings(labels: Iterable[Label]) -> Iterator[ReportWarning]:
             count=len(inside),
             text=f"{len(inside)} folders of a class lie in the folder of another one, {inside[0][1]!r} in "
             f"{inside[0][0]!r}: {advice}",
-            examples=tuple(place for _, place in inside),
+            examples=tuple(folder for _, folder in inside),
         )
     # Classes below each of several sites or sessions are meant to be one: nearly all of their names come again.
-    shared = {name: sorted(several) for name, several in places.items() if len(several) > 1}
-    if shared and 2 * len(shared) < len(places):
+    shared = {name: sorted(several) for name, several in folders_of.items() if len(several) > 1}
+    if shared and 2 * len(shared) < len(folders_of):
         name, several = min(shared.items())
         yield ReportWarning(
             kind="folder_classes",
             count=len(shared),
-            text=f"{len(shared)} of {len(places)} classes are of several folders with one name, {name!r} of "
+            text=f"{len(shared)} of {len(folders_of)} classes are of several folders with one name, {name!r} of "
             f"{shortened(', '.join(several))}: {advice}",
-            examples=tuple(place for places_of in shared.values() for place in places_of),
+            examples=tuple(folder for several in shared.values() for folder in several),
         )

@@ -77,7 +77,7 @@ def build_task(
     if not merged.targets:
         why = "none is of an input in the cache"
         if merged.conflicts:
-            first = ", ".join(f"{name} is {said}" for name, said in merged.conflicts[0].items())
+            first = ", ".join(f"{name} is {label}" for name, label in merged.conflicts[0].items())
             advice = (
                 "; if one sample may have several, say --kind multilabel" if labels.kind == "classification" else ""
             )

@@ -78,7 +78,7 @@ class LiveWorker:
 
 @dataclass(frozen=True)
 class CacheProgress:
-    """What `Watch.look` saw.
+    """What `Watch.update` saw.
 
     Attributes
     ----------
@@ -132,9 +132,9 @@ class Watch:
         self._rows: dict[tuple[str, ...], Rows] = {}
         """What `_rows_of` has found."""
 
-    def look(self) -> CacheProgress:
+    def update(self) -> CacheProgress:
         """Return how far it is now."""
-        self._look_at_listings()
+        self._update_listings()
         sets, touched = [], set[str]()
         # Workers first: one that ends in between has committed what it held, and is seen to be done in the next look.
         workers = self._workers()
@@ -157,7 +157,7 @@ class Watch:
                 self._seen.setdefault(feature_set.folder.path, _Commits(feature_set))
         return sorted(self._seen.values(), key=lambda commits: commits.name)
 
-    def _look_at_listings(self) -> None:
+    def _update_listings(self) -> None:
         records = tuple(sorted(map(str, self._store.listings.path.glob("*/commits/*.json"))))
         if records != self._listed:  # of millions of files they take seconds to read
             self._listings, self._listed = self._store.listings.all(), records
@@ -172,13 +172,13 @@ class Watch:
 
     def _workers(self) -> tuple[LiveWorker, ...]:
         shards, ages, scanning = dict[tuple[str, int], int](), dict[tuple[str, int], float](), set[tuple[str, int]]()
-        for room in ("features", "sources"):
-            for folder in sorted((self._store.path / room).glob("*/leases")):
+        for kind in ("features", "sources"):
+            for folder in sorted((self._store.path / kind).glob("*/leases")):
                 for holder in Leases(folder).holders():
                     who = (holder.host, holder.pid)
-                    shards[who] = shards.get(who, 0) + (room == "features")
+                    shards[who] = shards.get(who, 0) + (kind == "features")
                     ages[who] = min(ages.get(who, holder.age), holder.age)
-                    if room == "sources":
+                    if kind == "sources":
                         scanning.add(who)
         return tuple(LiveWorker(*who, count, who in scanning, round(ages[who], 1)) for who, count in shards.items())
 

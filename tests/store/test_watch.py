@@ -138,18 +138,18 @@ def test_a_look_reads_what_is_new_and_writes_nothing(
     watching = Watch(FeatureStore.open(cache))
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     monkeypatch.setattr(ShardFolder, "read", noted)
-    (first,) = watching.look().sets
+    (first,) = watching.update().sets
     assert (first.num_rows, first.num_listed) == (55, 60)
     assert read.count(last.name) == 0
     read.clear()
     monkeypatch.setattr("featurecache.store.watch._UNSETTLED_SECONDS", 0.0)
     with monkeypatch.context() as patch:  # not even the names are read again
         patch.setattr(ShardFolder, "records", None)
-        assert watching.look().sets[0].num_rows == 55
+        assert watching.update().sets[0].num_rows == 55
     assert read == []
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
     later.rename(last)
-    assert watching.look().is_done
+    assert watching.update().is_done
     assert read == [last.name]
 
 
@@ -159,7 +159,7 @@ def test_what_is_listed_without_features_is_waited_for(photos: Path, whole: Path
     assert call("ls", cache, "--watch")[0] == 0
     more = write_folder(tmp_path / "more", per_class=1, seed=99)
     fc.scan(more, cache)
-    found = Watch(FeatureStore.open(cache)).look()
+    found = Watch(FeatureStore.open(cache)).update()
     assert (found.is_done, found.waiting, found.sets[0].num_listed) == (False, (str(more),), 60)
     assert call("extract", more, "--cache", cache, "--tap", "stem:avg", *EXTRACT)[0] == 0
     status, out, _ = call("ls", cache, "--watch", "--json")
@@ -173,19 +173,19 @@ def test_only_the_living_are_workers(whole: Path, tmp_path: Path) -> None:
     watching = Watch(FeatureStore.open(cache))
     with Leases(folder).hold("000000000000") as is_mine:
         assert is_mine
-        (found,) = watching.look().workers
+        (found,) = watching.update().workers
         assert (found.pid, found.num_shards, found.is_scanning) == (os.getpid(), 1, False)
         lease = next(folder.glob("*.lease"))
         old = time.time() - 60
         os.utime(lease, (old, old))
-        assert watching.look().workers[0].age == pytest.approx(60, abs=5)
+        assert watching.update().workers[0].age == pytest.approx(60, abs=5)
         os.utime(lease, (old - 100, old - 100))
-        assert watching.look().workers == ()
+        assert watching.update().workers == ()
     for strange in ("[]", "{}", "not JSON", '{"host": "h", "pid": "x"}'):
         (folder / "strange.lease").write_text(strange)
-        assert watching.look().workers == ()
+        assert watching.update().workers == ()
     with Leases(cache / "sources" / "any" / "leases").hold("scan"):
-        assert [worker.is_scanning for worker in watching.look().workers] == [True]
+        assert [worker.is_scanning for worker in watching.update().workers] == [True]
 
 
 def test_the_rate_is_that_of_the_last_while() -> None:
