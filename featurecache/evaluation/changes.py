@@ -80,7 +80,9 @@ class Changes:
         if self.is_same_choice and before.scores == now.scores and (num_before, self.num_relabelled) == (num_now, 0):
             return [*lines, "nothing changed: the same head, setting and figures"]
         labeled = f"labelled samples {num_before} -> {num_now}" if num_before != num_now else f"{num_now} samples"
-        relabelled = f", {self.num_relabelled} with another label" if self.num_relabelled else ""
+        # Of the samples that were evaluated, predictions and targets are kept; of the others none.
+        of_shared = f" of the {self.num_shared} that both were evaluated on"
+        relabelled = f", {self.num_relabelled}{of_shared} with another label" if self.num_relabelled else ""
         chosen = "the same head and setting" if self.is_same_choice else _in_words(now, before)
         lines.append(f"now {labeled}{relabelled}; {chosen}: {_figure(now)}")
         # Figures of two trainings are of other samples; only on those that they share do they compare heads.

@@ -96,7 +96,9 @@ def test_classes_go_by_their_names_and_other_labels_are_counted(cache: Path) -> 
     _, changes = train(cache, "ridge")
     assert changes is not None
     assert changes.num_relabelled == 1  # its split is kept with its content
-    assert "1 with another label" in "\n".join(changes.lines())
+    assert f", 1 of the {changes.num_shared} that both were evaluated on with another label" in "\n".join(
+        changes.lines()
+    )
 
 
 def test_labels_and_numbers_have_a_history_too(cache: Path) -> None:
