@@ -104,7 +104,8 @@ def plan_extraction(
         PlannedShard(taps, piece)
         for taps, group in groups.items()
         if taps
-        for piece in _cut(group, np.searchsorted(rows, group), starts)
+        # Of each shard, and not of each row: of a hundred million rows a search for each would take seconds.
+        for piece in _cut(group, np.searchsorted(group, rows[starts[:-1]]), np.diff(starts))
     ]
     # In the order of the rows, whatever misses them: shards that follow each other read files that lie together.
     return sorted(shards, key=lambda shard: int(shard.rows[0]))
@@ -121,17 +122,23 @@ def _starts(num_rows: int, shard_rows: int | None, smallest: int) -> Rows:
     return np.array(starts, np.int64)
 
 
-def _cut(group: Rows, indices: Rows, starts: Rows) -> Iterator[Rows]:
-    """Cut some of the rows where their shards begin; neighbours that fit into one shard stay together."""
+def _cut(group: Rows, firsts: Rows, sizes: Rows) -> Iterator[Rows]:
+    """Cut some of the rows where their shards begin; neighbours that fit into one shard stay together.
+
+    Parameters
+    ----------
+    group : ndarray of int64
+    firsts : ndarray of int64, shape (n_shards,)
+        Index in the group of the first row of each shard.
+    sizes : ndarray of int64, shape (n_shards,)
+        Rows of each shard where none is cached.
+    """
     # What is left over here and there, new files among old ones, would else be a shard for each.
-    shard_of_row = np.searchsorted(starts, indices, side="right") - 1
-    numbers, firsts = np.unique(shard_of_row, return_index=True)
-    ends = np.append(firsts[1:], len(group))
     begin, most = 0, 0
-    for number, first, end in zip(numbers, firsts, ends, strict=True):
-        if end - begin > most:
+    for first, end, size in zip(firsts, [*firsts[1:], len(group)], sizes, strict=True):
+        if end > first and end - begin > most:
             if first > begin:
                 yield group[begin:first]
-            begin, most = first, starts[number + 1] - starts[number]
+            begin, most = first, size
     if begin < len(group):
         yield group[begin:]
