@@ -11,6 +11,7 @@ import gc
 import os
 import sys
 
+from featurecache.machine import let_threads_sleep
 from featurecache.stopping import put_in_order, stops_cleanly
 
 
@@ -18,6 +19,7 @@ def main() -> int:
     """Run the command line; a signal ends it cleanly."""
     try:
         with stops_cleanly():
+            let_threads_sleep()
             from featurecache.cli import run_command
 
             status = run_command()

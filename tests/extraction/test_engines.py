@@ -146,6 +146,28 @@ def test_a_script_without_a_main_guard_starts_workers(make_folder: Make, tmp_pat
     assert done.stdout == "rows 6\n", done.stderr
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_of_workers_and_of_commands_do_not_spin(
+    given: dict[str, str], expected: str, make_folder: Make, tmp_path: Path
+) -> None:
+    # Threads that spin take the cores from the other worker: start-up took four times as long.
+    (tmp_path / "waiting.py").write_text(
+        "import multiprocessing, os, torch\n"
+        "from tests.backbones.networks import small as network\n"
+        "is_worker = multiprocessing.parent_process() is not None\n"
+        f"assert os.environ.get('OMP_WAIT_POLICY') == {expected!r} or not (is_worker or 'COMMAND' in os.environ)\n"
+    )
+    source = make_folder(per_class=2)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(REPOSITORY), str(REPOSITORY / "tests")])
+    script = "import sys, featurecache as fc; fc.extract(*sys.argv[1:3], backbone=sys.argv[3], engine='processes')"
+    name = "python:waiting:network"
+    subprocess.run([sys.executable, "-c", script, source, tmp_path / "a", name], env=environment, check=True)
+    command = ["extract", source, "--cache", tmp_path / "b", "--backbone", name, "--runtime", "torch", "--quiet"]
+    environment["COMMAND"] = "1"
+    subprocess.run([sys.executable, "-m", "featurecache", *command], env=environment, check=True)
+
+
 def test_ranks_take_their_gpu_and_share_of_the_cores(
     make_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from featurecache.errors import RequestError, WorkerDiedError
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
-from featurecache.machine import num_cores
+from featurecache.machine import let_threads_sleep, num_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS, ExtractionSettings
 from featurecache.stopping import remove_temporary, stops_cleanly, uninterrupted
@@ -186,6 +186,7 @@ def _signals_blocked() -> Iterator[None]:
 def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) -> None:
     """Work in a process that was started for it, and tell the starter what happens."""
     threading.Thread(target=_end_with_starter, daemon=True).start()
+    let_threads_sleep()
     if slot.visible_gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_gpu
     try:

@@ -54,7 +54,7 @@ class RayEngine:
                 address=os.environ.get("RAY_ADDRESS"),
                 log_to_driver=False,
                 include_dashboard=False,
-                runtime_env={"env_vars": {"PYTHONPATH": paths}},
+                runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_WAIT_POLICY": "PASSIVE"}},
             )
         pending = []
         try:
