@@ -54,21 +54,16 @@ def bench_engines(args: argparse.Namespace) -> dict[str, Any]:
         for repeat in range(args.repeats):
             for name, commands in arms.items():
                 cache = Path(scratch) / f"{name}-{repeat}"
-                if len(commands) == 1:
-                    walls[name].append(extract(args, few, cache.with_name(f"few-{name}-{repeat}"), commands)[0])
-                _, reports = extract(args, folder, cache, commands)
+                start_up, _ = extract(args, few, cache.with_name(f"few-{name}-{repeat}"), commands)
+                seconds, reports = extract(args, folder, cache, commands)
                 twice += sum(report["extracted"] for report in reports) - reports[0]["samples"]
-                # From when half of the workers were ready, to the end of the last.
-                ready = sum(report["startup_seconds"] for report in reports) / len(reports)
-                num_ready = (
-                    2 if "engine" in str(commands) else 1
-                )  # an engine's report adds the start-ups of its workers
-                seconds = max(report["seconds"] for report in reports) - ready / num_ready
-                rates[name].append(reports[0]["samples"] / seconds)
+                walls[name].append(start_up)
+                # What a run of few images takes as well is no part of the rate.
+                rates[name].append((len(files) - args.few) / (seconds - start_up))
     found: dict[str, Any] = {"images": len(files), "images per second": {n: spread(r) for n, r in rates.items()}}
     for name in arms.keys() - {"local"}:
         found[f"{name} / local"] = spread([a / b for a, b in zip(rates[name], rates["local"], strict=True)])
-    for name in walls.keys() - {"local", "two plain processes"}:
+    for name in walls.keys() - {"local"}:
         longer = [a - b for a, b in zip(walls[name], walls["local"], strict=True)]
         found[f"{name} - local, seconds of {args.few} images"] = spread(longer)
     return {**found, "computed twice": twice}
