@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.atomic import make_folder, partial_name
+from featurecache.files import open_regular
 from featurecache.stopping import forget, temporary
 
 # Twelve heartbeats must be missed before a lease counts for nothing: network file systems stall, and what a worker does
@@ -176,8 +177,9 @@ class Leases:
 
 
 def _read_holder(path: Path) -> dict[str, object]:
-    """Read what a lease says; nothing where it is half written, cut off by a power cut, or a stranger's."""
-    with path.open("rb") as file, contextlib.suppress(ValueError, RecursionError):
+    """Read what a lease says; nothing where it is half written, cut off by a power cut, unreadable or a stranger's."""
+    # A named pipe would be waited for.
+    with contextlib.suppress(OSError, ValueError, RecursionError), open_regular(path) as (file, _):
         holder = json.loads(file.read(4096))
         if isinstance(holder, dict):
             return holder

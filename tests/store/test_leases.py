@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,17 @@ def test_a_lease_that_names_no_holder_is_respected_until_it_expires(tmp_path: Pa
     Leases(tmp_path, expiry=60).holders()
     os.utime(tmp_path / "a.lease", (time.time() - 100,) * 2)
     with Leases(tmp_path, expiry=60).hold("a") as free:
+        assert free
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_a_lease_that_is_no_file_stops_nobody_for_good(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "a.lease")
+    if not (tmp_path / "a.lease").is_symlink():  # a link to nothing is nobody's
+        os.utime(tmp_path / "a.lease", (time.time() - 100,) * 2)
+    leases = Leases(tmp_path, expiry=60)
+    assert leases.holders() == []
+    with leases.hold("a") as free:
         assert free
 
 
