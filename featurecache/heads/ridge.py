@@ -254,7 +254,7 @@ class RidgeProbe(_Ridge, LinearClassifier):
         targets = self._targets_of(rows, labels)
         y_index = np.searchsorted(self.classes_, labels)
         system, alphas, held_out = self._left_out(rows, targets, weight, fold)
-        scores = [float(np.average(class_of_margins(each) == y_index, weights=weight)) for each in held_out]
+        scores = [float(np.average(class_of_margins(margins) == y_index, weights=weight)) for margins in held_out]
         return self._take_best(system, alphas, held_out, scores)
 
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
@@ -319,7 +319,7 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         targets, seen = self._targets_of(rows, numbers), slice(None) if fold is None else fold >= 0
         system, alphas, held_out = self._left_out(rows, targets, weight, fold)
         weight = None if weight is None else weight[seen]
-        scores = [float(r2_score(targets[seen], each[seen], sample_weight=weight)) for each in held_out]
+        scores = [float(r2_score(targets[seen], predicted[seen], sample_weight=weight)) for predicted in held_out]
         return self._take_best(system, alphas, held_out, scores)
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
