@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def device_kind(device: str) -> tuple[str, str]:
@@ -60,6 +65,57 @@ def copied_to(tensor: Tensor, device: str) -> Tensor:
         return tensor.to(device)
     # torch itself keeps pinned memory from reuse until the copy is done.
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def host_array(shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> NDArray[Any]:
+    """Return memory of the CPU, not zeroed, that is filled again and again for a device to copy from.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : dtype
+    device : str
+        For a CUDA GPU it is pinned: from other memory it would be copied to such first.
+    """
+    if device.partition(":")[0] == "cuda":
+        import torch
+
+        try:
+            return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True).numpy()
+        except RuntimeError as error:  # the system grants no more of it
+            _log.info("memory is not pinned (%s)", error)
+    return np.empty(shape, dtype)
+
+
+@contextmanager
+def pinned(array: NDArray[Any], device: str) -> Iterator[None]:
+    """Pin memory that is there already, because processes share it; left alone where there is no CUDA GPU, or it fails.
+
+    Parameters
+    ----------
+    array : ndarray
+        Must stay for as long as the block runs.
+    device : str
+        Where it is copied to.
+    """
+    if device.partition(":")[0] != "cuda":
+        yield
+        return
+    import torch
+
+    cuda: Any = torch.cuda.cudart()
+    if failed := int(cuda.cudaHostRegister(array.ctypes.data, array.nbytes, 0)):
+        _log.info("shared memory is not pinned (CUDA error %d); it is copied once more", failed)
+        # The next operation would report it as its own.
+        with suppress(RuntimeError):
+            torch.zeros(1, device=device)
+        yield
+        return
+    try:
+        yield
+    finally:
+        torch.cuda.synchronize(device)  # a copy may still read it
+        cuda.cudaHostUnregister(array.ctypes.data)
 
 
 def has_tf32(device: str) -> bool:

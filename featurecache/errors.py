@@ -164,6 +164,16 @@ class WorkerDiedError(FeatureCacheError, RuntimeError):
         )
 
 
+class LoadingDiedError(FeatureCacheError, RuntimeError):
+    """A process that decodes was ended from outside."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a process that decodes was ended, perhaps by the system for its memory; what is committed stays: run the "
+            "command again, with fewer --jobs or with FEATURECACHE_LOADING=threads"
+        )
+
+
 class StoreError(FeatureCacheError, ValueError):
     """A cache folder that cannot be used as it stands."""
 

@@ -17,20 +17,23 @@ from conftest import REPOSITORY
 from torch.utils import backend_registration
 
 CODE = """
-import sys
+import os, sys
 from pathlib import Path
 import numpy as np, torch
 import pretended_device
 import featurecache as fc
 from featurecache.backbones import torch_runtime
-from featurecache.extraction import deep_verification, drift, recomputation, runtimes, worker
+from featurecache.extraction import deep_verification, drift, loading_pools, recomputation, runtimes, worker
 from featurecache.backbones import runtimes as backbone_runtimes
 for module in (torch_runtime, runtimes, backbone_runtimes, deep_verification, recomputation, worker):
     module.checked_device = torch.device
 source, folder = Path(sys.argv[1]), Path(sys.argv[2])
 found, NETWORK = {}, "python:tests.backbones.networks:deep"
 for device in ("cpu", "pretend", "pretend:0"):
-    settings = fc.ExtractionSettings(device=device, runtime="torch", batch_size=4, dtype="float32")
+    settings = fc.ExtractionSettings(device=device, runtime="torch", batch_size=4, dtype="float32", num_workers=2)
+    if device == "pretend:0":  # processes load
+        os.environ["FEATURECACHE_LOADING"] = "processes"
+        loading_pools.LoadingThreads.submit = None
     cache = folder / device.replace(":", "")
     store = fc.extract(
         source, cache, backbone=NETWORK, taps=["default", "body.1:avg"], settings=settings

@@ -31,7 +31,7 @@ from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
-from featurecache.devices import float32_as, has_tf32
+from featurecache.devices import float32_as, has_tf32, host_array
 from featurecache.errors import BackboneError, RequestError
 from featurecache.machine import num_cores
 from featurecache.specs import ALL_GPUS
@@ -129,7 +129,9 @@ class TorchRuntime:
         """Return the size of a batch beyond which the device gets no quicker, or has no memory; 32 at least."""
         best, best_rate = _GPU_BATCH_SIZES[0], 0.0
         for size in _GPU_BATCH_SIZES:
-            batch = np.zeros((size, *shape), self._kind.dtype)
+            # As the loader's: from memory that is not pinned, copies would hold the trial up, and only the trial.
+            batch = host_array((size, *shape), np.dtype(self._kind.dtype), self.device)
+            batch.fill(0)
             rate = measured_rate(self._map_on_device, batch, least=_TRIAL_BATCHES, seconds=_TRIAL_SECONDS)
             fits, self._most_at_once = self._most_at_once is None, None
             # Twice the memory for less than 5 % of speed would be taken from other batches on their way.
@@ -194,7 +196,7 @@ class TorchRuntime:
 
     def _copied_ahead(self, inputs: np.ndarray, *, stream: torch.cuda.Stream, pinned: list[Tensor]) -> Tensor:
         """Copy to the device on a stream of its own, from memory that is added to ``pinned``."""
-        # Only from pinned memory does a copy overlap with the computation.
+        # Only from pinned memory does a copy overlap with the computation. The loader's is pinned, and stays as it is.
         pinned.append(torch.from_numpy(inputs).pin_memory())
         with torch.cuda.stream(stream):
             copied = pinned[-1].to(self._device, non_blocking=True)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.resizing import resize_and_crop, resized, trimmed
+from featurecache.resizing import resized, trimmed
 from featurecache.specs import PreprocessSpec, ViewSpec
 
 # V views, H height, W width, C channels (RGB)
@@ -52,9 +52,7 @@ class DrawFrom(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def make_views(
-    image: Image.Image, data: bytes, preprocess: PreprocessSpec, views: ViewSpec | None
-) -> NDArray[np.uint8]:
+def make_views(image: Image.Image, data: bytes, preprocess: PreprocessSpec, views: ViewSpec) -> NDArray[np.uint8]:
     """Make the views of a decoded image.
 
     Parameters
@@ -65,20 +63,12 @@ def make_views(
         Content of its file: what views are drawn from.
     preprocess : PreprocessSpec
         All but ``channel_order``, ``mean`` and ``std`` are applied here; ``resize`` is for plain images only.
-    views : ViewSpec or None
-        ``None``: one view, the plain image.
+    views : ViewSpec
 
     Returns
     -------
     ndarray of uint8, shape (n_views, height and width of the crop, 3)
-
-    Raises
-    ------
-    InputError
-        With the status ``too_large``.
     """
-    if views is None:
-        return np.asarray(resize_and_crop(image, preprocess), np.uint8)[None]
     sample = digest_bytes(data)
     return np.stack([make_view(image, sample, number, preprocess, views) for number in range(views.count)])
 

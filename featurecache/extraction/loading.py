@@ -8,25 +8,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
-from time import perf_counter, thread_time
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.backbones.lengths import count_tokens, padded_length
-from featurecache.errors import InputError
-from featurecache.extraction.meter import Meter
-from featurecache.extraction.modality import InputDigests, Modality
-from featurecache.machine import num_cores
+from featurecache.extraction.loading_pools import Item, LoadingPool, batches_ahead
+from featurecache.extraction.modality import Modality
 from featurecache.sources.inputs import Input
 from featurecache.specs import num_views
 
-# How far loading is ahead of the runtime: the greater of the two.
-_BATCHES_AHEAD, _INPUTS_AHEAD = 4, 128
 # Inputs that a thread loads without looking up; fewer where that would leave others without work.
 _MOST_AT_A_TIME = 8
 # For each thread, at least.
@@ -36,19 +31,6 @@ _HANDFULS_AHEAD = 16
 _TEXTS_TOGETHER, _BATCHES_TOGETHER = 512, 8
 
 Chunk = TypeVar("Chunk")
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One input on its way into slots of batches."""
-
-    slots: list[NDArray[Any]] = field(default_factory=list)
-    """The piece of a batch for each view."""
-    digested: bool = False
-    problem: InputError | None = None
-    cut: bool = False
-    digests: InputDigests | None = None
-    remark: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,45 +50,53 @@ class Batch(Generic[Chunk]):
 
 
 class Loader(Generic[Chunk]):
-    """Lets threads fill batches ahead of their use."""
+    """Has a pool fill batches ahead of their use.
 
-    def __init__(
-        self, modality: Modality, batch_size: int, num_workers: int | None, num_digested: int, meter: Meter
-    ) -> None:
-        self._modality, self._batch_size, self._meter = modality, batch_size, meter
-        self._num_digested = num_digested
-        self._num_workers = num_workers or num_cores()
+    Parameters
+    ----------
+    modality : Modality
+    batch_size : int
+    num_digested : int
+        The first so many inputs of a chunk are digested.
+    pool : LoadingPool
+        Its batches are of this size.
+    """
+
+    def __init__(self, modality: Modality, batch_size: int, num_digested: int, pool: LoadingPool) -> None:
+        self._batch_size, self._num_digested, self._pool = batch_size, num_digested, pool
+        self._blank = modality.empty(1)[0]
         self._num_views = num_views(modality.views)
-        self._most_ahead = max(_BATCHES_AHEAD, -(-_INPUTS_AHEAD // batch_size))
+        self._most_ahead = batches_ahead(batch_size)
         self._ahead: deque[Batch[Chunk]] = deque()
         ahead = self._most_ahead * batch_size
-        self._handful = max(min(ahead // (_HANDFULS_AHEAD * self._num_workers), _MOST_AT_A_TIME), 1)
+        self._handful = max(min(ahead // (_HANDFULS_AHEAD * pool.num_workers), _MOST_AT_A_TIME), 1)
         self._to_load: list[tuple[Item, Input]] = []
         self._touched: dict[int, Batch[Chunk]] = {}
 
     def batches(self, chunks: Iterable[tuple[Chunk, Sequence[Input]]]) -> Generator[Batch[Chunk], None, None]:
-        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
+        """Yield full batches, and at the end of each chunk one that may be padded."""
         remaining = (
             (chunk, source, index < self._num_digested)
             for chunk, inputs in chunks
             for index, source in enumerate(inputs)
         )
-        try:
-            while True:
-                while self._num_full() < self._most_ahead and (following := next(remaining, None)) is not None:
-                    self._assign(*following)
-                    if len(self._to_load) >= self._handful:
-                        self._load(pool)
-                self._load(pool)
-                if not self._ahead:
-                    return
-                batch = self._ahead.popleft()
-                for future in batch.futures:
-                    future.result()
-                yield batch
-        finally:
-            # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within a few inputs.
-            pool.shutdown(wait=True, cancel_futures=True)
+        while True:
+            while self._num_full() < self._most_ahead and (following := next(remaining, None)) is not None:
+                self._assign(*following)
+                if len(self._to_load) >= self._handful:
+                    self._load()
+            self._load()
+            if not self._ahead:
+                return
+            batch = self._ahead.popleft()
+            for future in batch.futures:
+                future.result()
+            batch.array[batch.num_used :] = self._blank
+            yield batch
+
+    def give_back(self, batch: Batch[Chunk]) -> None:
+        """Take the memory of a batch whose features are there."""
+        self._pool.give_back(batch.array)
 
     def _num_full(self) -> int:
         return len(self._ahead) - 1 + (self._ahead[-1].num_used == self._batch_size) if self._ahead else 0
@@ -118,7 +108,7 @@ class Loader(Generic[Chunk]):
             # No batch holds two chunks: a shard is complete with its last batch.
             last = self._ahead[-1] if self._ahead else None
             if last is None or last.num_used == self._batch_size or last.chunk is not chunk:
-                last = Batch(chunk, self._modality.empty(self._batch_size))
+                last = Batch(chunk, self._pool.take())
                 self._ahead.append(last)
             self._touched[id(last)] = last
             item.slots.append(last.array[last.num_used])
@@ -126,10 +116,10 @@ class Loader(Generic[Chunk]):
         self._ahead[-1].items.append(item)
         self._to_load.append((item, source))
 
-    def _load(self, pool: ThreadPoolExecutor) -> None:
-        """Have a thread fill the slots that were given."""
+    def _load(self) -> None:
+        """Have the slots filled that were given."""
         if self._to_load:
-            future = pool.submit(_load_all, self._to_load, self._modality, self._meter)
+            future = self._pool.submit(self._to_load)
             for batch in self._touched.values():
                 batch.futures.append(future)
             self._to_load, self._touched = [], {}
@@ -147,49 +137,48 @@ class _Group(Generic[Chunk]):
 
 
 class LengthLoader(Generic[Chunk]):
-    """Lets threads load texts ahead of their use, some hundreds at a time, and puts those of one length into batches.
+    """Has a pool load texts ahead of their use, some hundreds at a time, and puts those of one length into batches.
 
     Groups are cut by the number of texts alone, and sorting keeps the order of equals: the place of a text follows from
     its chunk, not from threads.
+
+    Parameters
+    ----------
+    modality, batch_size, num_digested, pool
+        As of a `Loader`.
+    lengths : sequence of int
+        See `Runtime.lengths`.
     """
 
     def __init__(
-        self,
-        modality: Modality,
-        batch_size: int,
-        lengths: Sequence[int],
-        num_workers: int | None,
-        num_digested: int,
-        meter: Meter,
+        self, modality: Modality, batch_size: int, lengths: Sequence[int], num_digested: int, pool: LoadingPool
     ) -> None:
-        self._modality, self._batch_size, self._lengths, self._meter = modality, batch_size, lengths, meter
-        self._num_digested, self._num_workers = num_digested, num_workers or num_cores()
-        self._most_ahead = max(_BATCHES_AHEAD, -(-_INPUTS_AHEAD // batch_size))
+        self._modality, self._batch_size, self._lengths = modality, batch_size, lengths
+        self._num_digested, self._pool = num_digested, pool
+        self._most_ahead = batches_ahead(batch_size)
         self._num_together = max(_TEXTS_TOGETHER, _BATCHES_TOGETHER * batch_size)
 
     def batches(self, chunks: Iterable[tuple[Chunk, Sequence[Input]]]) -> Generator[Batch[Chunk], None, None]:
-        pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
-        groups, loading, ready = self._groups(chunks, pool), deque[_Group[Chunk]](), deque[Batch[Chunk]]()
+        """Yield batches of one length each."""
+        groups, loading, ready = self._groups(chunks), deque[_Group[Chunk]](), deque[Batch[Chunk]]()
         ends_chunk = False
-        try:
-            while True:
-                # Another chunk is a lease that other workers could have: not before this one is nearly done.
-                if not loading and (not ends_chunk or len(ready) <= self._most_ahead):
-                    loading.extend(islice(groups, 1))
-                    ends_chunk = any(group.ends_chunk for group in loading)
-                if not ready:
-                    if not loading:
-                        return
-                    ready.extend(self._sorted(loading.popleft()))
-                else:
-                    yield ready.popleft()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while True:
+            # Another chunk is a lease that other workers could have: not before this one is nearly done.
+            if not loading and (not ends_chunk or len(ready) <= self._most_ahead):
+                loading.extend(islice(groups, 1))
+                ends_chunk = any(group.ends_chunk for group in loading)
+            if not ready:
+                if not loading:
+                    return
+                ready.extend(self._sorted(loading.popleft()))
+            else:
+                yield ready.popleft()
 
-    def _groups(
-        self, chunks: Iterable[tuple[Chunk, Sequence[Input]]], pool: ThreadPoolExecutor
-    ) -> Iterator[_Group[Chunk]]:
-        """Cut chunks into groups, and have threads load those that are asked for."""
+    def give_back(self, batch: Batch[Chunk]) -> None:
+        """Do nothing: batches of texts are small, and of several shapes."""
+
+    def _groups(self, chunks: Iterable[tuple[Chunk, Sequence[Input]]]) -> Iterator[_Group[Chunk]]:
+        """Cut chunks into groups, and have those loaded that are asked for."""
         for chunk, inputs in chunks:
             remaining = iter(inputs)
             for start in range(0, len(inputs), self._num_together):
@@ -200,7 +189,7 @@ class LengthLoader(Generic[Chunk]):
                 ]
                 to_load = list(zip(items, some, strict=True))
                 futures = [
-                    pool.submit(_load_all, to_load[first : first + _MOST_AT_A_TIME], self._modality, self._meter)
+                    self._pool.submit(to_load[first : first + _MOST_AT_A_TIME])
                     for first in range(0, len(some), _MOST_AT_A_TIME)
                 ]
                 yield _Group(chunk, array, items, futures, ends_chunk=start + len(some) == len(inputs))
@@ -249,27 +238,3 @@ def cut_into_batches(
                 batch = np.ascontiguousarray(batch[:, : padded[some[0]]])
             batches.append((batch, some))
     return batches
-
-
-def _load_all(items: list[tuple[Item, Input]], modality: Modality, meter: Meter) -> None:
-    started, on_core, reading = perf_counter(), thread_time(), 0.0
-    for item, source in items:
-        reading += _load_into(item, source, modality)
-    spent = perf_counter() - started
-    meter.add_loading(read=reading, decode=spent - reading, cpu_seconds=thread_time() - on_core)
-
-
-def _load_into(item: Item, source: Input, modality: Modality) -> float:
-    """Fill the slots of an input, and return the seconds that reading took."""
-    started = was_read = perf_counter()
-    try:
-        data = source.read(modality.max_bytes)
-        was_read = perf_counter()
-        arrays, item.cut, item.digests, item.remark = modality.load(data, digested=item.digested)
-        for slot, array in zip(item.slots, arrays, strict=True):
-            slot[...] = array
-    except InputError as error:
-        item.problem = error
-    except MemoryError:  # with fewer threads the same input may fit, so the row is left for the next run
-        item.problem = InputError("no_memory", "there was not enough memory to decode it; use fewer --jobs")
-    return was_read - started

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Stage = Literal["read", "decode", "forward", "write"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "forward", "write")
@@ -24,6 +24,14 @@ _LARGE_SHARE = 0.3
 # Tokens of a text on average, and share of padding, from which on they are named as what costs: of texts that are
 # shorter, or fill half of a batch, a lower limit would save little.
 _MANY_TOKENS, _MUCH_PADDING = 64, 0.5
+
+
+class Spent(NamedTuple):
+    """Seconds of reading, of decoding, and of both together those on a core: the rest was waiting for others."""
+
+    read: float
+    decode: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Usage:
     work, waited : dict of str to float
         Seconds by stage.
     cpu_seconds, loading_cpu_seconds : float
-        Time on cores, of the whole process and of the threads that read and decode.
+        Time on cores, of all processes of the run and of what reads and decodes.
     cores : int
         That the process may use.
     device : str
@@ -167,7 +175,7 @@ class Meter:
         self.num_inputs = 0
         self._num_tokens, self._num_padded, self._one_length = 0, 0, False
         self._seconds, self._cpu_seconds = 0.0, 0.0
-        self._loading_cpu_seconds, self._writing_cpu_seconds = 0.0, 0.0
+        self._loading_cpu_seconds, self._writing_cpu_seconds, self._elsewhere_cpu_seconds = 0.0, 0.0, 0.0
         self._started: tuple[float, float] | None = None
 
     @contextmanager
@@ -183,20 +191,13 @@ class Meter:
             self._cpu_seconds += now[1] - self._started[1]
             self._started = None
 
-    def add_loading(self, *, read: float, decode: float, cpu_seconds: float) -> None:
-        """Add what a thread did that loads.
-
-        Parameters
-        ----------
-        read, decode : float
-            Seconds at each.
-        cpu_seconds : float
-            Of both, on a core: the rest was waiting for storage, or for other threads.
-        """
+    def add_loading(self, spent: Spent, *, elsewhere: bool = False) -> None:
+        """Add what a thread did that loads, or, elsewhere, another process."""
         with self._lock:
-            self._work["read"] += read
-            self._work["decode"] += decode
-            self._loading_cpu_seconds += cpu_seconds
+            self._work["read"] += spent.read
+            self._work["decode"] += spent.decode
+            self._loading_cpu_seconds += spent.cpu
+            self._elsewhere_cpu_seconds += spent.cpu * elsewhere
 
     def add_tokens(self, num_tokens: int, num_padded: int, *, one_length: bool) -> None:
         """Count the tokens of a batch of texts; only the thread that feeds the network does.
@@ -229,6 +230,7 @@ class Meter:
         if self._started is not None:
             seconds += time.perf_counter() - self._started[0]
             cpu_seconds += time.process_time() - self._started[1]
+        cpu_seconds += self._elsewhere_cpu_seconds
         work = dict(self._work)
         if self.device == "cpu":  # what is left: runtimes have threads of their own, which report nothing
             work["forward"] = max(cpu_seconds - self._loading_cpu_seconds - self._writing_cpu_seconds, 0.0)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from featurecache.extraction.augmentation import make_view, make_views
 from featurecache.hashing import digest_bytes
+from featurecache.resizing import resize_and_crop
 from featurecache.sources.decoding.images import decode, pillow_defaults
 from featurecache.sources.decoding.reference_images import REFERENCE_IMAGES
 from featurecache.sources.decoding.texts import PADDING, REFERENCE_TEXTS, Tokenizer, text_of
@@ -97,7 +98,7 @@ class ImageModality:
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode, once, and orient; then resize and crop, or make the views."""
         image, remark = decode(data, self._decoding)
-        arrays = make_views(image, data, self._spec, self.views)
+        arrays = self._arrays_of(image, data)
         digests = None
         if digested:  # while the decoded image is at hand: it would have to be decoded again for it
             digests = InputDigests(digest_bytes(image.tobytes())[:16], digest_bytes(arrays.tobytes())[:16])
@@ -107,8 +108,18 @@ class ImageModality:
         """Make one image (H, W, C): the plain one, or a view by its number, which may be beyond those of `load`."""
         image = decode(data, self._decoding).image
         if self.views is None:
-            return make_views(image, data, self._spec, None)[0]
+            return self._arrays_of(image, data)[0]
+        from featurecache.extraction.augmentation import make_view
+
         return make_view(image, digest_bytes(data), number, self._spec, self.views)
+
+    def _arrays_of(self, image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+        if self.views is None:
+            return np.asarray(resize_and_crop(image, self._spec), np.uint8)[None]
+        # Late: it takes torch, which processes that load plain images do without.
+        from featurecache.extraction.augmentation import make_views
+
+        return make_views(image, data, self._spec, self.views)
 
 
 class TextModality:

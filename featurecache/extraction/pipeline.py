@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeVar
@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from featurecache.backbones.lengths import count_tokens
 from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import InputError
-from featurecache.extraction.loading import Batch, Item, LengthLoader, Loader
+from featurecache.extraction.loading import Batch, LengthLoader, Loader
+from featurecache.extraction.loading_pools import Item, LoadingPool, LoadingThreads
 from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import InputDigests, Modality
 from featurecache.machine import num_cores
@@ -104,6 +105,7 @@ def run_chunks(
     num_digested: int = 0,
     meter: Meter | None = None,
     progress: Progress | None = None,
+    pool: LoadingPool | None = None,
 ) -> Generator[tuple[Chunk, Outcome], None, None]:
     """Yield the features of the inputs of several chunks, in one stream.
 
@@ -120,17 +122,35 @@ def run_chunks(
         Told where the time goes.
     progress
         Told of inputs that are computed: of texts, long before the outcomes of the first, which may be the longest.
+    pool
+        Loads instead of threads that are started for it, and stays open.
     """
-    waiting: deque[Batch[Chunk]] = deque()
-    meter = meter or Meter(cores=num_cores())
-
-    def arrays() -> Generator[NDArray[Any], None, None]:
+    with ExitStack() as stack:
+        meter = meter or Meter(cores=num_cores())
+        if pool is None:
+            threads = LoadingThreads(modality, runtime.batch_size, num_workers, meter, device=runtime.device)
+            pool = stack.enter_context(closing(threads))
         loader: Loader[Chunk] | LengthLoader[Chunk]
         # Where texts have one length, there is nothing to sort, and nothing to wait for.
         if len(runtime.lengths) > 1:
-            loader = LengthLoader(modality, runtime.batch_size, runtime.lengths, num_workers, num_digested, meter)
+            loader = LengthLoader(modality, runtime.batch_size, runtime.lengths, num_digested, pool)
         else:
-            loader = Loader(modality, runtime.batch_size, num_workers, num_digested, meter)
+            loader = Loader(modality, runtime.batch_size, num_digested, pool)
+        yield from _run(loader, chunks, runtime, modality, meter, progress)
+
+
+def _run(
+    loader: Loader[Chunk] | LengthLoader[Chunk],
+    chunks: Iterable[tuple[Chunk, Sequence[Input]]],
+    runtime: Runtime,
+    modality: Modality,
+    meter: Meter,
+    progress: Progress | None,
+) -> Generator[tuple[Chunk, Outcome], None, None]:
+    """Have batches computed, and put their features together by input."""
+    waiting: deque[Batch[Chunk]] = deque()
+
+    def arrays() -> Generator[NDArray[Any], None, None]:
         with closing(loader.batches(chunks)) as batches:
             while True:
                 started = perf_counter()
@@ -157,6 +177,7 @@ def run_chunks(
             batch = waiting.popleft()
             for tap, values in features.items():  # without the padding of a chunk's last batch
                 pending.setdefault(tap, []).append(values[: batch.num_used])
+            loader.give_back(batch)
             items += batch.items
             if progress is not None and batch.items:
                 progress.advance(len(batch.items), bad=sum(item.problem is not None for item in batch.items))

@@ -19,6 +19,7 @@ from featurecache.extraction.recall import Variant, recall
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import at_most_cores
 from featurecache.progress import Progress, Silent
+from featurecache.sources.opening import SourceSpec
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
@@ -78,6 +79,7 @@ def work(
                     settings=job.settings,
                     progress=progress or Silent(),
                     kept=job.kept,
+                    spec=job.source if isinstance(job.source, SourceSpec) else None,
                 )
                 startup = WorkerReport(startup_seconds=perf_counter() - started)
                 report += worker.run(listing.unique_rows) + startup

@@ -25,6 +25,7 @@ from featurecache.errors import InputError
 from featurecache.extraction import drift
 from featurecache.extraction.drafts import Draft
 from featurecache.extraction.estimate import estimate
+from featurecache.extraction.loading_processes import LoadingProcesses, open_processes
 from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.open_shards import MOST_DIGESTED, OpenShard
@@ -35,6 +36,7 @@ from featurecache.extraction.runtimes import Runtimes
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
+from featurecache.sources.opening import SourceSpec
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
 from featurecache.spill import Spill
@@ -85,6 +87,8 @@ class Worker:
         Of texts, the padded lengths, where they are not to be those of the newest features.
     kept : Spill, optional
         Bytes that the scan of the source has kept.
+    spec : SourceSpec, optional
+        What other processes open the source by.
     """
 
     store: FeatureStore
@@ -97,9 +101,11 @@ class Worker:
     progress: Progress
     lengths: tuple[int, ...] | None = None
     kept: Spill | None = None
+    spec: SourceSpec | None = None
     meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
     _open: list[OpenShard] = field(default_factory=list)
     _last_remark: float = field(default_factory=perf_counter)
+    _processes: LoadingProcesses | None = None
 
     @cached_property
     def modality(self) -> Modality:
@@ -173,6 +179,8 @@ class Worker:
                 usage=(usage,) if usage.seconds else (),
             )
         finally:
+            if self._processes is not None:
+                self._processes.close()
             for runtime in self.runtimes.opened.values():
                 runtime.close()
 
@@ -233,6 +241,7 @@ class Worker:
                     num_digested=MOST_DIGESTED,
                     meter=self.meter,
                     progress=self.progress,
+                    pool=self._processes_for(runtime, sum(len(shard.rows) for shard in shards)),
                 )
                 with closing(outcomes):
                     for shard, outcome in outcomes:
@@ -242,6 +251,24 @@ class Worker:
                             self._settle(writing, done, most=_MOST_UNWRITTEN)
                 self._settle(writing, done, most=0)
         return done
+
+    def _processes_for(self, runtime: Runtime, num_rows: int) -> LoadingProcesses | None:
+        """Return processes that load batches of a runtime, those of before where they do; None: threads load."""
+        if self._processes is not None and self._processes.batch_size != runtime.batch_size:
+            self._processes.close()
+            self._processes = None
+        # Tokens are made by compiled code, without the interpreter's lock.
+        if self._processes is None and not runtime.lengths:
+            self._processes = open_processes(
+                self.spec,
+                self.modality,
+                runtime.batch_size,
+                self.settings.num_workers,
+                self.meter,
+                device=runtime.device,
+                num_inputs=num_rows,
+            )
+        return self._processes
 
     def _take(self, shards: Iterable[PlannedShard], done: _Round) -> Iterator[OpenShard]:
         """Take the lease of each shard that is free and not done."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_backbones
 from conftest import TINY, pretend_other_torch, write_image
@@ -75,8 +76,8 @@ def test_the_stage_that_changed_is_named(
     store = extract(source, tmp_path / "c")
     pretend_other_torch(store)
     write_image(source / "red" / "new.png", (200, 0, 0), seed=50)
-    real_make, real_decode = modality.make_views, modality.decode
-    monkeypatch.setattr(modality, "make_views", lambda *given: 255 - real_make(*given))
+    real_resize, real_decode = modality.resize_and_crop, modality.decode
+    monkeypatch.setattr(modality, "resize_and_crop", lambda *given: 255 - np.asarray(real_resize(*given)))
     if stage == "decoded pixels":
         turned = lambda decoded: decoded._replace(image=decoded.image.rotate(180))  # noqa: E731
         monkeypatch.setattr(modality, "decode", lambda data, spec: turned(real_decode(data, spec)))
@@ -94,8 +95,8 @@ def test_predict_refuses_a_machine_that_makes_other_features(
     task = store.add_task("colour", fc.labels_from_folders())
     head = keep_head(store, "best", fc.train_heads(store, task, store.feature_sets(), ["ridge"], n_jobs=1).best)
     assert len(list(fc.predict(head, [source / "red"], backbone=TINY, settings=SETTINGS))) == 6
-    real_make = modality.make_views
-    monkeypatch.setattr(modality, "make_views", lambda *given: 255 - real_make(*given))
+    real_resize = modality.resize_and_crop
+    monkeypatch.setattr(modality, "resize_and_crop", lambda *given: 255 - np.asarray(real_resize(*given)))
     with pytest.raises(DriftError, match="preprocessed pixels.*extract and train here"):
         list(fc.predict(head, [source / "red"], backbone=TINY, settings=SETTINGS))
 

@@ -66,12 +66,14 @@ class Echo:
     delay: int = 0
     name, device, precision, lengths = "echo", "cpu", "float32", ()
     seen: list[np.ndarray] = field(default_factory=list)
+    memory: set[int] = field(default_factory=set)
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[dict[str, np.ndarray], None, None]:
         waiting: list[np.ndarray] = []
         for batch in batches:
             assert batch.shape == (self.batch_size, 1)
             self.seen.append(batch.copy())
+            self.memory.add(batch.ctypes.data)
             waiting.append(batch)
             if len(waiting) > self.delay:
                 yield {"t": waiting.pop(0).astype(np.float32)}
@@ -129,6 +131,20 @@ def test_the_first_good_inputs_of_each_part_are_digested_on_their_way() -> None:
     for part, outcome in run_chunks(parts, Echo(3), Numbers(), num_digested=3):
         found[part] += [digests and digests.decoded for digests in outcome.digests]
     assert found == {"a": ["7", None, "8", None], "b": ["1"]}
+
+
+def test_batches_share_few_pieces_of_memory_and_nothing_of_an_earlier_one_shows() -> None:
+    """What is bad, and what pads the end of a chunk, is zero in each batch."""
+    values = [n if n % 7 else -1 for n in range(1, 200)]
+    parts = [(part, [Number(value) for value in values]) for part in range(5)]
+    runtime = Echo(8, delay=2)
+    for _ in run_chunks(parts, runtime, Numbers()):
+        pass
+    assert len(runtime.seen) == 5 * 25
+    padded = np.array([[*values, -1]] * 5)  # 199 in batches of 8
+    assert np.array_equal(np.concatenate(runtime.seen).reshape(5, 200), np.where(padded < 0, 0, padded))
+    # As many as are loaded ahead, the one that is being filled, and those that the runtime holds.
+    assert len(runtime.memory) <= 16 + 1 + 3
 
 
 def test_closing_ends_the_loading_threads() -> None:

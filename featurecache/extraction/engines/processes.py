@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from types import ModuleType
 from typing import Any
 
 from featurecache.errors import RequestError, WorkerDiedError
+from featurecache.extraction.child_processes import end_with_starter, hear_signals, starting_processes
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import let_threads_sleep, num_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS, ExtractionSettings
-from featurecache.stopping import remove_temporary, stops_cleanly, uninterrupted
+from featurecache.stopping import remove_temporary, stops_cleanly
 
 _SECONDS_TO_END = 2.5
 """Less than `featurecache.stopping` gives this process to put things in order."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MOST_RESTARTS = 3
 """Of all workers together. One that memory ends would be ended again and again."""
 
@@ -131,11 +127,9 @@ class _Started:
     def start(cls, job: ExtractionJob, slot: _Slot, cores: int) -> _Started:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_serve, args=(theirs, job, slot, cores), name="featurecache-worker", daemon=True
-        )
-        # A process that is left without what it begins with prints a traceback.
-        with uninterrupted(), _no_main_module(), _signals_blocked():
+        # No daemon: those may start no processes, and a GPU may need some that decode.
+        process = context.Process(target=_serve, args=(theirs, job, slot, cores), name="featurecache-worker")
+        with starting_processes():
             process.start()
         # The end of the pipe is seen only when nobody else holds its other end.
         theirs.close()
@@ -158,40 +152,15 @@ def _slots(settings: ExtractionSettings) -> list[_Slot]:
     return [_Slot("cuda:0", name) for name in names for _ in range(per_gpu)]
 
 
-@contextmanager
-def _no_main_module() -> Iterator[None]:
-    """Hide the main module while a process starts.
-
-    It would be imported there: a script without ``if __name__ == "__main__"`` would run once more in each worker, and
-    nothing of it is needed.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block signals in a process that starts meanwhile, until it begins to work: Ctrl-C goes to all of a terminal."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) -> None:
     """Work in a process that was started for it, and tell the starter what happens."""
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    end_with_starter()
     let_threads_sleep()
     if slot.visible_gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_gpu
     try:
         with stops_cleanly():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            hear_signals()
             report = work(job, device=slot.device, cores=cores, progress=_ToStarter(connection))
         connection.send(("done", report))
     except KeyboardInterrupt:
@@ -201,13 +170,6 @@ def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) 
             connection.send(("failed", error))
         except (AttributeError, TypeError, ValueError):  # of somebody else, and it does not travel
             connection.send(("failed", RuntimeError(f"{type(error).__name__}: {error}")))
-
-
-def _end_with_starter() -> None:
-    starter = multiprocessing.parent_process()
-    assert starter is not None
-    starter.join()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclass(frozen=True)
