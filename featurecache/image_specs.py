@@ -19,6 +19,7 @@ Padding = Literal["none", "center", "corner"]
 Rounding = Literal["nearest", "down"]
 ChannelOrder = Literal["rgb", "bgr"]
 Alignment = Literal["edges", "corners"]
+ResizeOn = Literal["cpu", "device"]
 
 MAX_FILE_BYTES = 500_000_000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,6 +38,7 @@ LEFT_OUT = {
     "first_interpolation": "bilinear",
     "crop_first": False,
     "alignment": "edges",
+    "resize_on": "cpu",
 }
 """Fields that came later, with the value that stands for how it was before; with it they are no part of an identity."""
 
@@ -82,6 +84,8 @@ class PreprocessSpec:
     """Low-pass filter before making an image smaller."""
     alignment: Alignment = "edges"
     """What stays where it is when an image is resized: its edges, or the centres of the pixels in its corners."""
+    resize_on: ResizeOn = "cpu"
+    """``cpu``: Pillow resizes; ``device``: torch does, with another rounding, on the GPU where there is one."""
     orientation: Orientation = "exif"
     """Turn the image as its EXIF tag says, or leave it as stored."""
     jpeg_decoding: JpegDecoding = "scaled"
@@ -116,6 +120,7 @@ class PreprocessSpec:
         check_choice("channel order", self.channel_order, ChannelOrder)
         check_choice("first interpolation", self.first_interpolation, Interpolation)
         check_choice("alignment", self.alignment, Alignment)
+        check_choice("resize on", self.resize_on, ResizeOn)
         self._check_sizes()
         self._check_filters()
         object.__setattr__(self, "range", _pixel_range(self.range))
@@ -159,6 +164,9 @@ class PreprocessSpec:
         # Pillow's `transform`, which resizes without a filter, has no Lanczos.
         if not self.antialias and "lanczos" in (self.interpolation, self.first_interpolation):
             raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
+        kinds = {self.interpolation, self.first_interpolation}
+        if self.resize_on == "device" and not (self.antialias and kinds <= {"bilinear", "bicubic"}):
+            raise RequestError("preprocess resize_on 'device' needs antialias, and interpolation bilinear or bicubic")
         if self.alignment == "corners" and self.antialias:
             raise RequestError("preprocess alignment 'corners' does not filter; set antialias to false")
 

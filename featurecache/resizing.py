@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from featurecache.errors import InputError
 from featurecache.specs import PreprocessSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCALED_MARGIN = 2
 """How many times ``resize`` the shorter side of a scaled JPEG must still have, so that resizing filters as before."""
@@ -44,13 +48,12 @@ def resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     image = _first_resized(trimmed(image, spec), spec)
     if spec.crop_first:
         return resized(_cropped_before(image, spec), spec.crop_shape[::-1], spec)
-    size = _resized_size(image.size, spec)
-    _check_resized(image, size, spec)
+    size = resized_size(image.size, spec, checked=True)
     image = resized(image, size, spec)
     crop_height, crop_width = spec.crop_shape
     if spec.padding != "none" and (crop_width > size[0] or crop_height > size[1]):
         image = _padded(image, (max(crop_width, size[0]), max(crop_height, size[1])), spec)
-    return _centre_of(image, crop_width, crop_height, spec)
+    return image.crop(crop_box(image.size, spec))
 
 
 def trimmed(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
@@ -73,7 +76,7 @@ def _first_resized(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     width, height = image.size
     shorter, side = min(width, height), spec.first_resize
     size = (_scaled(width, side, shorter, spec), _scaled(height, side, shorter, spec))
-    _check_resized(image, size, spec)
+    _check_resized(image.size, size, spec)
     return resized(image, size, replace(spec, interpolation=spec.first_interpolation))
 
 
@@ -82,39 +85,63 @@ def _cropped_before(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     shorter = min(image.size)
     pairs = zip(spec.crop_shape, spec.resize_shape, strict=True)
     height, width = (max(shorter * crop // side, 1) for crop, side in pairs)
-    return _centre_of(image, width, height, spec)
+    return image.crop(_centre_of(image.size, width, height, spec))
 
 
-def _centre_of(image: Image.Image, width: int, height: int, spec: PreprocessSpec) -> Image.Image:
-    """Cut out the centre; half a pixel at its left and top is rounded as the preprocess says."""
-    left, top = image.width - width, image.height - height
+def crop_box(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the crop in the centre of an image.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Its width and height, after resizing.
+    spec : PreprocessSpec
+    """
+    height, width = spec.crop_shape
+    return _centre_of(size, width, height, spec)
+
+
+def _centre_of(size: tuple[int, int], width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
+    """Return the box of the centre; half a pixel at its left and top is rounded as the preprocess says."""
+    left, top = size[0] - width, size[1] - height
     if spec.crop_rounding == "down":
         left, top = left // 2, top // 2
     else:
         # Python rounds a half to even, as torchvision's CenterCrop does with the same function.
         left, top = round(left / 2), round(top / 2)
-    return image.crop((left, top, left + width, top + height))
+    return left, top, left + width, top + height
 
 
-def _check_resized(image: Image.Image, size: tuple[int, int], spec: PreprocessSpec) -> None:
+def _check_resized(before: tuple[int, int], size: tuple[int, int], spec: PreprocessSpec) -> None:
     width, height = size
     if width * height > spec.max_pixels:  # a line of pixels, drawn out to a giant
         raise InputError(
             "too_large",
-            f"{image.width}x{image.height} pixels become {width}x{height}, the limit is {spec.max_pixels} pixels",
+            f"{before[0]}x{before[1]} pixels become {width}x{height}, the limit is {spec.max_pixels} pixels",
         )
 
 
-def _resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
-    """Return width and height."""
+def resized_size(size: tuple[int, int], spec: PreprocessSpec, *, checked: bool = False) -> tuple[int, int]:
+    """Return the width and height to which an image is resized, before it is cropped.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Its width and height.
+    spec : PreprocessSpec
+    checked : bool
+        Raise `InputError` where that is too large.
+    """
     height, width = spec.resize_shape
-    if spec.resize_mode == "squash":
-        return width, height
-    # One side is what was asked for, and the other follows; in whole numbers, because a float may fall short of one.
-    wide = size[0] * height >= size[1] * width
-    if wide == (spec.resize_mode == "longest"):
-        return width, _scaled(size[1], width, size[0], spec)
-    return _scaled(size[0], height, size[1], spec), height
+    if spec.resize_mode != "squash":
+        # One side is what was asked for, and the other follows; in whole numbers, because a float may fall short of it.
+        if (size[0] * height >= size[1] * width) == (spec.resize_mode == "longest"):
+            height = _scaled(size[1], width, size[0], spec)
+        else:
+            width = _scaled(size[0], height, size[1], spec)
+    if checked:
+        _check_resized(size, (width, height), spec)
+    return width, height
 
 
 def _scaled(side: int, numerator: int, denominator: int, spec: PreprocessSpec) -> int:
@@ -141,12 +168,36 @@ def resized(image: Image.Image, size: tuple[int, int], spec: PreprocessSpec) -> 
     spec : PreprocessSpec
         Its interpolation, antialias and alignment count.
     """
+    if spec.resize_on == "device":
+        import torch  # late: images that Pillow resizes need none of it
+
+        (pixels_HWC,) = resized_by_torch(torch.from_numpy(np.array(image))[None], size, spec)
+        return Image.fromarray(pixels_HWC.numpy())
     resampling = _RESAMPLING[spec.interpolation]
     if spec.antialias:
         return image.resize(size, resampling)
     spans = [_extent(*pair, spec) for pair in zip(image.size, size, strict=True)]
     (left, right), (top, bottom) = spans
     return image.transform(size, Image.Transform.EXTENT, (left, top, right, bottom), resampling)
+
+
+def resized_by_torch(images_BHWC: Tensor, size: tuple[int, int], spec: PreprocessSpec) -> Tensor:
+    """Resize uint8 images of one size on their device, in float32, and round.
+
+    Parameters
+    ----------
+    images_BHWC : Tensor of uint8
+    size : (int, int)
+        Width and height.
+    spec : PreprocessSpec
+        Its interpolation counts; what is made smaller is filtered.
+    """
+    from torch.nn.functional import interpolate
+
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
+    found_BCHW = interpolate(images_BCHW, size[::-1], mode=spec.interpolation, antialias=True)
+    # Bicubic filters overshoot at edges.
+    return found_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
 
 def _extent(before: int, after: int, spec: PreprocessSpec) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from featurecache.image_specs import Padding as Padding
 from featurecache.image_specs import PixelRange as PixelRange
 from featurecache.image_specs import PreprocessSpec as PreprocessSpec
 from featurecache.image_specs import ResizeMode as ResizeMode
+from featurecache.image_specs import ResizeOn as ResizeOn
 from featurecache.image_specs import Rounding as Rounding
 from featurecache.view_specs import MAX_VIEWS as MAX_VIEWS
 from featurecache.view_specs import ViewSpec as ViewSpec

@@ -12,33 +12,43 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
 import featurecache as fc
+from featurecache.backbones.packed_images import packed
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import measured_rate
-from featurecache.devices import device_kind, has_tf32
+from featurecache.devices import device_kind, has_tf32, host_array
 from featurecache.extraction.extract import make_request, run_extraction
+from featurecache.extraction.loading_pools import LoadingPool, LoadingThreads
+from featurecache.extraction.loading_processes import VARIABLE, LoadingProcesses
+from featurecache.extraction.meter import Meter
+from featurecache.extraction.modality import modality_of, without_resizing
+from featurecache.extraction.pipeline import run_chunks
 from featurecache.extraction.report import ExtractionReport
 from featurecache.heads import fold_blocks
 from featurecache.machine import num_cores
-from featurecache.sources.decoding.images import load_image, pillow_defaults
+from featurecache.resizing import resize_and_crop
+from featurecache.sources.inputs import inputs_of
+from featurecache.sources.opening import open_spec, source_spec
 from featurecache.specs import PreprocessSpec
 
 NETWORKS = ("efficientnet_lite0", "torchvision:resnet50", "timm:vit_small_patch16_224")
@@ -47,6 +57,21 @@ GPU_FROM_CPU = 2e-4
 ROUNDED = {"tf32": 8e-3, "float16": 3e-2, "bfloat16": 0.15}
 """The same of fewer digits, for the worst tap of any network."""
 GIGABYTE = 1 << 30
+RESIZED_ELSEWHERE = 2e-3
+"""The same of images that the device resized: of its pixels, one in thousands is rounded the other way."""
+
+
+class Way(NamedTuple):
+    """How images come to the device."""
+
+    loaders: str
+    resize_on: Literal["cpu", "device"]
+
+    def __str__(self) -> str:
+        return f"{self.loaders}, resizing on {self.resize_on}"
+
+
+WAYS = (Way("threads", "cpu"), Way("processes", "cpu"), Way("threads", "device"), Way("processes", "device"))
 
 
 class Outcome(NamedTuple):
@@ -76,14 +101,21 @@ class Machine:
         return self.device.startswith("cuda")
 
     def extract(
-        self, cache: str, network: str, *, photos: Path | None = None, precision: Any = "float32", **settings: Any
+        self,
+        cache: str,
+        network: str,
+        *,
+        photos: Path | None = None,
+        precision: Any = "float32",
+        preprocess: Any = None,
+        **settings: Any,
     ) -> tuple[ExtractionReport, dict[str, np.ndarray]]:
         """Extract into a new cache; return the report and the features by tap."""
         shutil.rmtree(self.out / cache, ignore_errors=True)
         report = run_extraction(
             photos or self.few,
             self.out / cache,
-            make_request(network, init=init_of(network), precision=precision),
+            make_request(network, init=init_of(network), precision=precision, preprocess=preprocess),
             taps=taps_of(network),
             settings=fc.ExtractionSettings(
                 **{"device": self.device, "runtime": "torch", "dtype": "float32", **settings}
@@ -118,6 +150,10 @@ def equality(machine: Machine, network: str) -> Iterator[Outcome]:
     _, again = machine.extract("again", network)
     same = all(np.array_equal(again[tap], values) for tap, values in found.items())
     yield Outcome(f"{network}: two runs are equal to the bit", same, same)
+    on_device = {"preprocess": {"resize_on": "device"}}
+    resized = [machine.extract("resized", network, **on_device, device=d)[1] for d in (machine.device, "cpu")]
+    difference = differing(*resized)
+    yield Outcome(f"{network}: resized on the device", f"{difference:.1e}", difference < RESIZED_ELSEWHERE)
     folded = [r.sets[0].folder.last().body["provenance"]["norms_folded"] for r in (report, there)]
     yield Outcome(f"{network}: norms folded on the CPU and on the device", folded, folded[0] == folded[1])
     for precision, most in ROUNDED.items():
@@ -220,41 +256,82 @@ def heads(machine: Machine) -> Iterator[Outcome]:
         yield Outcome(f"{head}: the same where the device does not hold the rows", round(same, 4), same >= least)
 
 
+class Sink:
+    """Stands in for a runtime: takes batches, and makes nothing of them."""
+
+    name, precision, lengths, batch_size, norms_folded, resizes = "sink", "float32", (), 256, False, False
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Return no features."""
+        for batch in batches:
+            yield {"none": np.zeros((len(batch), 1), np.float32)}
+
+
 def decoding(machine: Machine) -> Iterator[Outcome]:
-    """Photographs that threads decode in a second, without a network."""
-    for threads in [count for count in (1, 2, 4, 8, 16, 32) if count <= 2 * num_cores()]:
-        rate = _decoding_rate(machine, PreprocessSpec(), threads)
-        yield Outcome(f"decoding alone, {threads} threads, images/s", round(rate))
+    """Photographs that are read and decoded in a second, without a network."""
+    for way in WAYS:
+        for workers in [count for count in (1, 2, 4, 8, 16, 32) if count <= 2 * num_cores()]:
+            rate = _loading_rate(machine, PreprocessSpec(), way, workers)
+            yield Outcome(f"loading alone, {workers} {way}, images/s", round(rate))
 
 
-def _decoding_rate(machine: Machine, spec: PreprocessSpec, threads: int) -> float:
-    data = [path.read_bytes() for path in sorted(machine.many.iterdir())[: 256 * threads]]
-    with pillow_defaults(), ThreadPoolExecutor(threads) as pool:
+def _loading_rate(machine: Machine, spec: PreprocessSpec, way: Way, workers: int) -> float:
+    modality = modality_of(spec.override(resize_on=way.resize_on))
+    modality = without_resizing(modality) if way.resize_on == "device" else modality
+    meter, named, device = Meter(cores=num_cores()), source_spec(machine.many), machine.device
+    inputs = list(islice(inputs_of(open_spec(named)), 512 * workers))
+    with ExitStack() as stack:
+        pool: LoadingPool = LoadingThreads(modality, Sink.batch_size, workers, meter, device=device)
+        if way.loaders == "processes":
+            pool = processes = LoadingProcesses(named, modality, Sink.batch_size, workers, meter, device=device)
+            processes.wait_for_start()
+        stack.enter_context(closing(pool))
+        stack.enter_context(modality.undisturbed())
         started = time.perf_counter()
-        for _ in pool.map(partial(load_image, spec=spec), data, chunksize=8):
+        for _ in run_chunks([(None, inputs)], Sink(device), modality, pool=pool):  # type: ignore[arg-type]
             pass
-        return len(data) / (time.perf_counter() - started)
+        return len(inputs) / (time.perf_counter() - started)
 
 
 def speed(machine: Machine, network: str, precision: Any) -> Iterator[Outcome]:
     """The network alone, eager and compiled, the runtime alone, and all together as a share of what binds it."""
     title = f"{network} {precision}"
     backbone = load_backbone(make_request(network, init=init_of(network), precision=precision))
-    runtime = open_runtime(backbone, resolve_taps(backbone, ["default"]), runtime="torch", device=machine.device)
-    side = backbone.preprocess.crop_shape  # type: ignore[union-attr]
-    batch = np.random.default_rng(0).integers(0, 256, (runtime.batch_size, *side, 3), np.uint8)
-    alone = measured_rate(runtime.map, batch, least=6, seconds=1.0)
-    runtime.close()
-    yield Outcome(f"{title}: runtime alone in batches of {runtime.batch_size}, images/s", round(alone))
+    assert isinstance(backbone.preprocess, PreprocessSpec)
+    side, alone = backbone.preprocess.crop_shape, {}
+    photo = Image.open(next(machine.many.iterdir()))
+    for resize_on in ("cpu", "device"):
+        spec = backbone.preprocess.override(resize_on=resize_on)
+        resizing = replace(backbone, preprocess=spec, identity=replace(backbone.identity, preprocess=spec))
+        taps = resolve_taps(resizing, ["default"])
+        runtime = open_runtime(resizing, taps, runtime="torch", device=machine.device)
+        one = packed(photo, spec) if runtime.resizes else np.asarray(resize_and_crop(photo, spec), np.uint8)
+        batch = host_array((runtime.batch_size, *one.shape), one.dtype, machine.device)
+        batch[:] = one
+        alone[resize_on] = measured_rate(runtime.map, batch, least=6, seconds=1.0)
+        runtime.close()
+        name = f"{title}: runtime alone in batches of {len(batch)}, resizing on {resize_on}, images/s"
+        yield Outcome(name, round(alone[resize_on]))
     if machine.is_gpu:
         network_alone = load_backbone(make_request(network, init=init_of(network))).module
         yield from _ceilings_of(machine.device, network_alone, len(batch), side, title, half=precision == "bfloat16")
-    report, _ = machine.extract("speed", network, photos=machine.many, precision=precision)
-    (usage,) = report.usage
     assert isinstance(backbone.preprocess, PreprocessSpec)
-    binding = min(alone, _decoding_rate(machine, backbone.preprocess, num_cores()))
-    yield Outcome(f"{title}: end to end, images/s; {usage.summary()}", round(usage.rate))
-    yield Outcome(f"{title}: as a share of the slower of decoding and runtime", f"{usage.rate / binding:.0%}")
+    for way in WAYS:
+        os.environ[VARIABLE] = way.loaders
+        preprocess = {"resize_on": way.resize_on}
+        try:
+            report, _ = machine.extract(
+                "speed", network, photos=machine.many, precision=precision, preprocess=preprocess
+            )
+        finally:
+            del os.environ[VARIABLE]
+        (usage,) = report.usage
+        binding = min(alone[way.resize_on], _loading_rate(machine, backbone.preprocess, way, num_cores()))
+        yield Outcome(f"{title}, {way}: end to end, images/s; {usage.summary()}", round(usage.rate))
+        yield Outcome(f"{title}, {way}: as a share of the slower of loading and runtime", f"{usage.rate / binding:.0%}")
 
 
 def _ceilings_of(

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np, torch
 import pretended_device
 import featurecache as fc
-from featurecache.backbones import torch_runtime
+from featurecache.backbones import tapped, torch_runtime
 from featurecache.extraction import deep_verification, drift, loading_pools, recomputation, runtimes, worker
+from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.backbones import runtimes as backbone_runtimes
 for module in (torch_runtime, runtimes, backbone_runtimes, deep_verification, recomputation, worker):
     module.checked_device = torch.device
@@ -46,6 +47,20 @@ for device in ("cpu", "pretend", "pretend:0"):
 for tap, values in found["cpu"].items():
     for device in ("pretend", "pretend:0"):
         assert np.abs(found[device][tap] - values).max() <= 1e-5 * np.abs(values).max(), (device, tap)
+# Images are decoded by processes and resized on the device; on the CPU, where they are decoded.
+request = make_request(NETWORK, preprocess={"resize_on": "device"})
+resized, on_device = {}, []
+unpacked = tapped.unpacked
+tapped.unpacked = lambda *given: on_device.append(len(given[1])) or unpacked(*given)
+for device in ("cpu", "pretend"):
+    settings = fc.ExtractionSettings(device=device, runtime="torch", batch_size=4, dtype="float32", num_workers=2)
+    cache = folder / f"{device} resizes"
+    sets = run_extraction(source, cache, request, taps=["body.1:avg"], settings=settings).sets
+    resized[device] = {s.tap: s.open().read(s.open().rows) for s in sets}
+    # Twelve images, and those of the batch that is compared with plain torch.
+    assert sum(on_device) == (0 if device == "cpu" else 16), on_device
+for tap, values in resized["cpu"].items():
+    assert values.any() and np.abs(resized["pretend"][tap] - values).max() <= 1e-5 * np.abs(values).max(), tap
 assert pretended_device.counts["operations"] > 100, pretended_device.counts
 """
 

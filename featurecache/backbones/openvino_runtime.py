@@ -47,7 +47,7 @@ class OpenVinoRuntime:
     name = "openvino"
     device = "cpu"
     precision = "float32"
-    norms_folded = False
+    norms_folded, resizes = False, False
     trial: Mapping[str, float] = {}
 
     def __init__(

@@ -57,6 +57,8 @@ class Runtime(Protocol):
     """Tokens to which texts may be padded, ascending, the preprocess's greatest last; of images none."""
     norms_folded: bool
     """Batch norms are part of the convolutions before them."""
+    resizes: bool
+    """It takes packed images too, (B, N), and resizes them on its device: see ``backbones/packed_images.py``."""
     trial: Mapping[str, float]
     """Inputs per second of each runtime that was tried before this one was chosen; empty if none was."""
 
@@ -201,6 +203,7 @@ class ComparedRuntime:
         """Take what people see of a runtime from this one."""
         self._active, self.name, self.device = runtime, runtime.name, runtime.device
         self.precision, self.norms_folded, self.lengths = runtime.precision, runtime.norms_folded, runtime.lengths
+        self.resizes = runtime.resizes
 
     @property
     def batch_size(self) -> int:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.dry_run import first_tensor, layer_of, node_modules, watching
 from featurecache.backbones.input_kinds import input_kind_of
+from featurecache.backbones.packed_images import unpacked
 from featurecache.backbones.pooling import Layout, pool
 from featurecache.errors import BackboneError
-from featurecache.specs import AnyPreprocess
+from featurecache.specs import AnyPreprocess, PreprocessSpec
 
 Features = dict[str, np.ndarray]
 """Tap name -> float32 (B, ...)."""
@@ -149,8 +150,19 @@ class Normalized(nn.Module):
         super().__init__()
         self.tapped = tapped
         self.prepare = input_kind_of(preprocess).prepare(preprocess)
+        self._preprocess = preprocess
 
-    def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """Return the features in the order of the taps; a tuple, because tracing knows no other order."""
+    def forward(self, batch: Tensor, headers: list[tuple[int, int, int]] | None = None) -> tuple[Tensor, ...]:
+        """Return the features in the order of the taps; a tuple, because tracing knows no other order.
+
+        Parameters
+        ----------
+        batch : Tensor
+        headers : list, optional
+            Of packed images; see `packed_images.headers_of`.
+        """
+        if headers is not None:
+            assert isinstance(self._preprocess, PreprocessSpec)
+            batch = unpacked(batch, headers, self._preprocess)
         features = self.tapped(self.prepare(batch))
         return tuple(features[tap.name] for tap in self.tapped.taps)

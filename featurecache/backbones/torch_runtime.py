@@ -29,6 +29,7 @@ from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
 from featurecache.backbones.casting import cast_once, has_own_methods
 from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.input_kinds import input_kind_of
+from featurecache.backbones.packed_images import headers_of, is_packed, packs
 from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.devices import float32_as, has_tf32, host_array
@@ -86,6 +87,8 @@ class TorchRuntime:
         self._device = checked_device(device)
         self.device = str(self._device)
         self.trial: Mapping[str, float] = {}
+        # A CPU has no use for it: its cores resize, whichever thread does it.
+        self.resizes = self._device.type != "cpu" and packs(backbone.preprocess)
         self._names, self._kind = [tap.name for tap in taps], input_kind_of(backbone.preprocess)
         self.precision = backbone.identity.precision
         self._autocast = PRECISIONS[self.precision]
@@ -172,7 +175,8 @@ class TorchRuntime:
         running: deque[_OnDevice] = deque()
         copying = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         for batch in batches:
-            self._kind.check(batch)
+            if not (self.resizes and is_packed(batch)):
+                self._kind.check(batch)
             running.append(self._launch(batch, copying))
             if len(running) > _GPU_BATCHES_AHEAD:
                 yield self._named(running.popleft().fetch())
@@ -211,7 +215,8 @@ class TorchRuntime:
             size = min(self._most_at_once or len(batch), len(batch))
             try:
                 # A copy is as likely to find the memory full as the pass after it.
-                chunks = [module(copied(batch[start : start + size])) for start in range(0, len(batch), size)]
+                parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+                chunks = [module(copied(part), *([headers_of(part)] if is_packed(part) else [])) for part in parts]
                 return [torch.cat(o) if len(o) > 1 else o[0] for o in zip(*chunks, strict=True)]
             except (RuntimeError, MemoryError) as error:
                 is_lack_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)

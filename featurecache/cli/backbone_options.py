@@ -17,6 +17,7 @@ from featurecache.specs import (
     Orientation,
     PrecisionName,
     PreprocessSpec,
+    ResizeOn,
     TextPreprocessSpec,
 )
 
@@ -60,6 +61,11 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resize", type=int, metavar="PX", help="shorter side before cropping")
     group.add_argument("--crop", type=int, metavar="PX", help="side of the centre crop")
     group.add_argument("--interpolation", choices=get_args(Interpolation), help="how pixels are resized")
+    group.add_argument(
+        "--resize-on",
+        choices=get_args(ResizeOn),
+        help="device: torch resizes, on the GPU if there is one (default cpu)",
+    )
     group.add_argument("--orientation", choices=get_args(Orientation), help="apply the EXIF orientation or not")
     group.add_argument(
         "--jpeg-decoding", choices=get_args(JpegDecoding), help="scaled: large JPEGs no finer than needed (default)"
@@ -83,7 +89,8 @@ def requests_of(args: argparse.Namespace) -> list[BackboneRequest]:
     """Return the backbones that the options name."""
     from featurecache.extraction.extract import make_requests
 
-    names = ("resize", "crop", "interpolation", "orientation", "jpeg_decoding", "range", "mean", "std", "max_tokens")
+    pixels = ("resize", "crop", "interpolation", "resize_on", "orientation", "jpeg_decoding", "range", "mean", "std")
+    names = (*pixels, "max_tokens")
     changes = {name: value for name, value in vars(args).items() if name in names and value is not None}
     # Impossible numbers must fail before a network is loaded.
     if "max_tokens" in changes:

@@ -180,7 +180,8 @@ def _preprocess_in_words(preprocess: dict[str, Any]) -> str:
     # Nine digits are enough to write any float32 apart from its neighbours.
     shown = pixel_range if isinstance(pixel_range, str) else ",".join(f"{value:.9g}" for value in pixel_range)
     return (
-        f"resize {preprocess['resize']}, crop {preprocess['crop']}, {preprocess['interpolation']}, "
+        f"resize {preprocess['resize']}{' on the device' if preprocess.get('resize_on') == 'device' else ''}, "
+        f"crop {preprocess['crop']}, {preprocess['interpolation']}, "
         f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}, "
         f"orientation {preprocess['orientation']}, JPEG {preprocess['jpeg_decoding']}, "
         f"range {shown}"

@@ -178,6 +178,12 @@ def _check_head(saved: SavedHead, head: str | Path) -> None:
             f"{head} was evaluated on the mean over views of each image, and an exported network sees one image once; "
             "train and save a head without --tta"
         )
+    preprocess = saved.identity.preprocess
+    if isinstance(preprocess, PreprocessSpec) and preprocess.resize_on == "device":
+        raise RequestError(
+            f"{head} was trained on features of images that torch resized (resize_on 'device'), and an exported "
+            "network is fed images that Pillow has resized; extract with --resize-on cpu and train again"
+        )
     if saved.identity.precision != "float32":
         raise RequestError(
             f"{head} was trained on features computed in {saved.identity.precision}, and an exported network computes "

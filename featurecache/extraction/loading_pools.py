@@ -144,7 +144,8 @@ def _load_into(item: Item, source: Input, modality: Modality, blank: NDArray[Any
         was_read = perf_counter()
         arrays, item.cut, item.digests, item.remark = modality.load(data, digested=item.digested)
         for slot, array in zip(item.slots, arrays, strict=True):
-            slot[...] = array
+            # Decoded images fill their slots to different parts.
+            slot[: len(array)] = array
     except InputError as error:
         item.problem = error
     except MemoryError:  # with fewer threads the same input may fit, so the row is left for the next run

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from featurecache.backbones.packed_images import empty_slots, packed, packs
 from featurecache.hashing import digest_bytes
-from featurecache.resizing import resize_and_crop
+from featurecache.resizing import resize_and_crop, trimmed
 from featurecache.sources.decoding.images import decode, pillow_defaults
 from featurecache.sources.decoding.reference_images import REFERENCE_IMAGES
 from featurecache.sources.decoding.texts import PADDING, REFERENCE_TEXTS, Tokenizer, text_of
@@ -86,14 +87,14 @@ class ImageModality:
     undisturbed = staticmethod(pillow_defaults)
 
     def __init__(self, spec: PreprocessSpec, views: ViewSpec | None) -> None:
-        self._spec, self.views = spec, views
+        self.spec, self.views = spec, views
         # A view may show a small part of the image, enlarged.
         self._decoding = spec if views is None else spec.override(jpeg_decoding="full")
         self.max_bytes = spec.max_bytes
 
     def empty(self, count: int) -> NDArray[np.uint8]:
         """Black images."""
-        return np.zeros((count, *self._spec.crop_shape, 3), np.uint8)
+        return np.zeros((count, *self.spec.crop_shape, 3), np.uint8)
 
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode, once, and orient; then resize and crop, or make the views."""
@@ -111,15 +112,32 @@ class ImageModality:
             return self._arrays_of(image, data)[0]
         from featurecache.extraction.augmentation import make_view
 
-        return make_view(image, digest_bytes(data), number, self._spec, self.views)
+        return make_view(image, digest_bytes(data), number, self.spec, self.views)
 
     def _arrays_of(self, image: Image.Image, data: bytes) -> NDArray[np.uint8]:
         if self.views is None:
-            return np.asarray(resize_and_crop(image, self._spec), np.uint8)[None]
+            return np.asarray(resize_and_crop(image, self.spec), np.uint8)[None]
         # Late: it takes torch, which processes that load plain images do without.
         from featurecache.extraction.augmentation import make_views
 
-        return make_views(image, data, self._spec, self.views)
+        return make_views(image, data, self.spec, self.views)
+
+
+class PackedImages(ImageModality):
+    """Image files, decoded, for a device that resizes them: uint8 (1, N)."""
+
+    def empty(self, count: int) -> NDArray[np.uint8]:
+        """Black images."""
+        return empty_slots(self.spec, count)
+
+    def load(self, data: bytes, *, digested: bool = False) -> Loaded:
+        """Decode, once, and orient."""
+        image, remark = decode(data, self._decoding)
+        image = trimmed(image, self.spec)
+        slot_N = packed(image, self.spec)
+        # As if it were resized here: where it is, is no part of what it becomes.
+        digests = super().load(data, digested=True).digests if digested else None
+        return Loaded(slot_N[None], digests=digests, remark=remark)
 
 
 class TextModality:
@@ -146,6 +164,13 @@ class TextModality:
             decoded = text_of(data, self._spec).encode()
             digests = InputDigests(digest_bytes(decoded)[:16], digest_bytes(tokens_T.tobytes())[:16])
         return Loaded(tokens_T[None], cut, digests)
+
+
+def without_resizing(modality: Modality) -> Modality:
+    """Return what loads the same inputs for a device that resizes them; views are always made here."""
+    if isinstance(modality, ImageModality) and modality.views is None and packs(modality.spec):
+        return PackedImages(modality.spec, None)
+    return modality
 
 
 def modality_of(preprocess: AnyPreprocess, tokenizer: str | None = None, views: ViewSpec | None = None) -> Modality:

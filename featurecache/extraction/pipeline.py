@@ -35,7 +35,7 @@ from featurecache.errors import InputError
 from featurecache.extraction.loading import Batch, LengthLoader, Loader
 from featurecache.extraction.loading_pools import Item, LoadingPool, LoadingThreads
 from featurecache.extraction.meter import Meter
-from featurecache.extraction.modality import InputDigests, Modality
+from featurecache.extraction.modality import InputDigests, Modality, without_resizing
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.sources.inputs import Input
@@ -127,6 +127,8 @@ def run_chunks(
     """
     with ExitStack() as stack:
         meter = meter or Meter(cores=num_cores())
+        if runtime.resizes:
+            modality = without_resizing(modality)
         if pool is None:
             threads = LoadingThreads(modality, runtime.batch_size, num_workers, meter, device=runtime.device)
             pool = stack.enter_context(closing(threads))

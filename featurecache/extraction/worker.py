@@ -27,7 +27,7 @@ from featurecache.extraction.drafts import Draft
 from featurecache.extraction.estimate import estimate
 from featurecache.extraction.loading_processes import LoadingProcesses, open_processes
 from featurecache.extraction.meter import Meter
-from featurecache.extraction.modality import Modality, modality_of
+from featurecache.extraction.modality import Modality, modality_of, without_resizing
 from featurecache.extraction.open_shards import MOST_DIGESTED, OpenShard
 from featurecache.extraction.pipeline import Outcome, run_chunks
 from featurecache.extraction.plan import SMALLEST_SHARD, SMALLEST_SHARD_ON_GPU, PlannedShard, missing_shards
@@ -261,7 +261,7 @@ class Worker:
         if self._processes is None and not runtime.lengths:
             self._processes = open_processes(
                 self.spec,
-                self.modality,
+                without_resizing(self.modality) if runtime.resizes else self.modality,
                 runtime.batch_size,
                 self.settings.num_workers,
                 self.meter,

@@ -141,7 +141,7 @@ def bench_decoding(args: argparse.Namespace) -> dict[str, Any]:
     from featurecache.specs import PreprocessSpec
 
     spec = PreprocessSpec(interpolation="bicubic")
-    full = spec.override(jpeg_decoding="full")
+    full, on_device = spec.override(jpeg_decoding="full"), spec.override(resize_on="device")
     files = find_files(args.source, args.images)
     with tempfile.TemporaryDirectory() as scratch, pillow_defaults(), ThreadPoolExecutor(num_cores()) as pool:
         large = make_photographs(files[:8], Path(scratch) / "large")
@@ -157,7 +157,10 @@ def bench_decoding(args: argparse.Namespace) -> dict[str, Any]:
             for name, (count, call) in runs.items():
                 measured[name].append(count / timed(call))
         pairs = [(load_image(data, spec).astype(int), load_image(data, full).astype(int)) for data in datas]
-    differences = [np.abs(a - b) for a, b in pairs]
+        differences = [np.abs(a - b) for a, b in pairs]
+        datas = [path.read_bytes() for path in files]
+        pairs = [(load_image(data, on_device).astype(int), load_image(data, spec).astype(int)) for data in datas]
+        resizing = [np.abs(a - b) for a, b in pairs]
     return {
         "images_per_second": {name: spread(values) for name, values in measured.items()},
         "all cores / one thread": spread(
@@ -165,4 +168,6 @@ def bench_decoding(args: argparse.Namespace) -> dict[str, Any]:
         ),
         "scaled - full, mean of 255": float(np.mean([d.mean() for d in differences])),
         "scaled - full, most of 255": int(max(d.max() for d in differences)),
+        "resized on the device - by Pillow, mean of 255": float(np.mean([d.mean() for d in resizing])),
+        "resized on the device - by Pillow, most of 255": int(max(d.max() for d in resizing)),
     }

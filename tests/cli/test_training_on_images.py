@@ -139,7 +139,7 @@ def test_a_head_trained_on_images_is_refused_where_they_are_decoded_otherwise(
     options = ["--head", "tail", "--from-images", source, "--epochs", 1, "--save", "kept"]
     assert call("train", cache, *TRAIN, *options)[0] == 0
     assert call("predict", cache / "heads" / "kept", source, "--backbone", TINY)[0] == 0
-    monkeypatch.setattr("featurecache.extraction.augmentation.resize_and_crop", flipped)
+    monkeypatch.setattr("featurecache.extraction.modality.resize_and_crop", flipped)
     status, _, err = call("predict", cache / "heads" / "kept", source, "--backbone", TINY)
     assert status != 0
     assert "the first stage that changed is: preprocessed pixels" in err

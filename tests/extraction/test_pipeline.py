@@ -65,6 +65,7 @@ class Echo:
     batch_size: int
     delay: int = 0
     name, device, precision, lengths = "echo", "cpu", "float32", ()
+    resizes = False
     seen: list[np.ndarray] = field(default_factory=list)
     memory: set[int] = field(default_factory=set)
 
