@@ -141,7 +141,7 @@ def bench_decoding(args: argparse.Namespace) -> dict[str, Any]:
     from featurecache.specs import PreprocessSpec
 
     spec = PreprocessSpec(interpolation="bicubic")
-    full, on_device = spec.override(jpeg_decoding="full"), spec.override(resize_on="device")
+    full = spec.override(jpeg_decoding="full")
     files = find_files(args.source, args.images)
     with tempfile.TemporaryDirectory() as scratch, pillow_defaults(), ThreadPoolExecutor(num_cores()) as pool:
         large = make_photographs(files[:8], Path(scratch) / "large")
@@ -158,9 +158,13 @@ def bench_decoding(args: argparse.Namespace) -> dict[str, Any]:
                 measured[name].append(count / timed(call))
         pairs = [(load_image(data, spec).astype(int), load_image(data, full).astype(int)) for data in datas]
         differences = [np.abs(a - b) for a, b in pairs]
-        datas = [path.read_bytes() for path in files]
-        pairs = [(load_image(data, on_device).astype(int), load_image(data, spec).astype(int)) for data in datas]
-        resizing = [np.abs(a - b) for a, b in pairs]
+        resizing = {}
+        for interpolation in ("bilinear", "bicubic"):
+            pillow = spec.override(interpolation=interpolation)
+            on_device = pillow.override(resize_on="device")
+            datas = [path.read_bytes() for path in files]
+            pairs = [(load_image(data, on_device).astype(int), load_image(data, pillow)) for data in datas]
+            resizing[interpolation] = [np.abs(a - b) for a, b in pairs]
     return {
         "images_per_second": {name: spread(values) for name, values in measured.items()},
         "all cores / one thread": spread(
@@ -168,6 +172,6 @@ def bench_decoding(args: argparse.Namespace) -> dict[str, Any]:
         ),
         "scaled - full, mean of 255": float(np.mean([d.mean() for d in differences])),
         "scaled - full, most of 255": int(max(d.max() for d in differences)),
-        "resized on the device - by Pillow, mean of 255": float(np.mean([d.mean() for d in resizing])),
-        "resized on the device - by Pillow, most of 255": int(max(d.max() for d in resizing)),
+        **{f"resized by torch - by Pillow, {k}, mean of 255": float(np.mean(d)) for k, d in resizing.items()},
+        **{f"resized by torch - by Pillow, {k}, most of 255": int(np.max(d)) for k, d in resizing.items()},
     }

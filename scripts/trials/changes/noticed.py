@@ -41,6 +41,7 @@ _PREPROCESS = {
     "crop": 28,
     "interpolation": "bicubic",
     "antialias": False,
+    "resize_on": "device",
     "orientation": "stored",
     "jpeg_decoding": "full",
     "background": (0, 0, 0),
