@@ -87,6 +87,8 @@ def open_processes(
     reason = None
     if source is None:
         reason = "the samples are in the memory of this process"
+    elif multiprocessing.current_process().daemon:
+        reason = "this process is a daemon, which may start none"
     elif not _has_room(num_bytes):
         reason = f"/dev/shm has no {num_bytes >> 20} MiB to spare (docker: --shm-size)"
     if source is None or reason is not None:

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
+from featurecache import devices
 from featurecache.extraction import drift, runtimes
 from featurecache.extraction.runtimes import Runtimes
 from featurecache.specs import ExtractionSettings
@@ -76,3 +78,42 @@ def test_folded_norms_are_recorded_and_kept() -> None:
         opened = Runtimes(Any, {}, ExtractionSettings(device="cpu"), silent)  # type: ignore[arg-type]
         assert opened._agreed().norms_folded is None
     assert not [c for c in drift.changes(msgspec.structs.replace(stored, norms_folded=None), on("cpu")) if "norm" in c]
+
+
+def test_memory_that_cannot_be_pinned_is_ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, pin_memory: bool = False, **__: object) -> torch.Tensor:
+        raise RuntimeError("no more of it")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    found = devices.host_array((2, 3), np.dtype(np.uint8), "cuda:1")
+    assert (found.shape, found.dtype) == ((2, 3), np.uint8)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_shared_memory_is_pinned_while_it_is_used(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """And is used as it is where CUDA refuses; then no later operation meets the error."""
+    calls: list[tuple[object, ...]] = []
+
+    class Cuda:
+        def cudaHostRegister(self, *given: int) -> int:
+            calls.append(("register", *given))
+            return status
+
+        def cudaHostUnregister(self, address: int) -> int:
+            calls.append(("unregister", address))
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Cuda)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(("synchronize", device)))
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: calls.append(("zeros", device)))
+    array = np.zeros((4, 8), np.uint8)
+    address = array.ctypes.data
+    with devices.pinned(array, "cpu"):
+        assert calls == []
+    with devices.pinned(array, "cuda:1"):
+        calls.append(("use",))
+    ending = [("use",)]
+    expected = (
+        [("zeros", "cuda:1"), *ending] if status else [*ending, ("synchronize", "cuda:1"), ("unregister", address)]
+    )
+    assert calls == [("register", address, 32, 0), *expected]

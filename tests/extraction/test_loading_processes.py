@@ -159,6 +159,7 @@ class Recorded:
         ({"num_inputs": 5000}, False),
         ({"spec": None}, False),
         ({"free": 100 << 20}, False),
+        ({"daemon": True}, False),
         ({"asked": "threads"}, False),
         ({"asked": "both"}, RequestError),
     ],
@@ -167,6 +168,7 @@ def test_processes_load_for_a_gpu_beside_many_cores(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, change: dict[str, Any], expected: Any
 ) -> None:
     case = {"device": "cuda:1", "cores": 8, "num_workers": None, "num_inputs": 10**5, "free": 1 << 34, "asked": None}
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": "daemon" in change})
     case |= {"spec": SourceSpec("folder", "photos")} | change
     monkeypatch.delenv(VARIABLE, raising=False)
     if case["asked"]:
@@ -186,7 +188,7 @@ def test_processes_load_for_a_gpu_beside_many_cores(
         return
     with caplog.at_level(logging.WARNING):
         assert isinstance(opened(), Recorded) == expected
-    told = {"spec": "samples are in the memory of this process", "free": "/dev/shm has no"}
+    told = {"spec": "samples are in the memory of this process", "free": "/dev/shm has no", "daemon": "is a daemon"}
     assert all((message in caplog.text) == (name in change) for name, message in told.items())
 
 
