@@ -136,7 +136,7 @@ def test_the_first_good_inputs_of_each_part_are_digested_on_their_way() -> None:
 
 def test_batches_share_few_pieces_of_memory_and_nothing_of_an_earlier_one_shows() -> None:
     """What is bad, and what pads the end of a chunk, is zero in each batch."""
-    values = [n if n % 7 else -1 for n in range(1, 200)]
+    values = [n if n % 11 else -1 for n in range(1, 200)]
     parts = [(part, [Number(value) for value in values]) for part in range(5)]
     runtime = Echo(8, delay=2)
     for _ in run_chunks(parts, runtime, Numbers()):
