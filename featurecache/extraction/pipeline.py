@@ -1,10 +1,10 @@
 """Inputs to features: threads read and decode ahead while the runtime works on earlier batches.
 
-Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes, and nothing has to be
-copied between processes. Measured on two cores, two threads decode 1.96 times as many photographs of 400x500 pixels as
-one, and what Python itself does for an image takes 0.1 ms (`scripts/benchmark.py decoding`). Decoding and a forward
-pass on the CPU need no shares of the cores given out: decoders stop when they are far enough ahead, and the forward
-pass takes what they leave.
+Threads, but for GPUs that outrun them (``loading_processes.py``): Pillow releases the interpreter lock while it decodes
+and resizes, and nothing has to be copied between processes. Measured on two cores, two threads decode 1.96 times as
+many photographs of 400x500 pixels as one, and what Python itself does for an image takes 0.1 ms (`scripts/benchmark.py
+decoding`). Decoding and a forward pass on the CPU need no shares of the cores given out: decoders stop when they are
+far enough ahead, and the forward pass takes what they leave.
 
 The chunks of a run (shards) follow each other in one stream: while the last batches of one are computed and written,
 the next one's inputs are decoded already. Batches have one fixed shape and belong to one chunk (its last one is padded
