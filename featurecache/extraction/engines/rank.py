@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from featurecache.errors import RequestError
-from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.work import work
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.engines.job import Job, Report
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS
@@ -30,7 +28,7 @@ class RankEngine:
 
     progress: Progress
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+    def run(self, job: Job[Report]) -> Iterator[Report]:
         """Work, and report it.
 
         Raises
@@ -53,7 +51,7 @@ class RankEngine:
             device = f"cuda:{local_rank % count}" if count else "cpu"
         # A batch system that binds tasks to cores has divided them already: then this process sees no others.
         cores = max(num_cores() // local_size, 1) if num_cores() == (os.cpu_count() or 1) else None
-        yield work(job, device=device, cores=cores, progress=self.progress)
+        yield job.work(device=device, cores=cores, progress=self.progress)
 
 
 def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
