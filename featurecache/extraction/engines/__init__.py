@@ -1,4 +1,4 @@
-"""Where the workers of a job run. An engine only spreads work: what is computed, and its bytes, are the same everywhere.
+"""Where workers run. An engine only spreads work: what is computed, and its bytes, are the same everywhere.
 
 An engine of another distribution is found by its entry point in the group ``featurecache.engines``: a class, or any
 callable that takes ``progress``, under the name that people give to ``--engine``.

@@ -36,11 +36,7 @@ class RankEngine:
         RequestError
             Nothing says which of several this process is.
         """
-        if _number(os.environ, _RANKS) is None:
-            raise RequestError(
-                f"the engine rank is for processes that torchrun, srun or a job array starts: none of "
-                f"{', '.join(_RANKS)} is set; use --engine processes for several on this machine"
-            )
+        _check_rank(os.environ)
         local_rank, local_size = _number(os.environ, _LOCAL_RANKS) or 0, _number(os.environ, _LOCAL_SIZES) or 1
         device = None
         if job.settings.device in ("auto", "cuda", ALL_GPUS):
@@ -52,6 +48,43 @@ class RankEngine:
         # A batch system that binds tasks to cores has divided them already: then this process sees no others.
         cores = max(num_cores() // local_size, 1) if num_cores() == (os.cpu_count() or 1) else None
         yield job.work(device=device, cores=cores, progress=self.progress)
+
+
+def rank_and_size(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Return what this process is called among those that were started together, and how many they are.
+
+    Parameters
+    ----------
+    environment : mapping of str to str
+        As ``os.environ``.
+
+    Raises
+    ------
+    RequestError
+        Nothing says it.
+    """
+    _check_rank(environment)
+    tasks, arrays = (_number(environment, (name,)) for name in ("SLURM_NTASKS", "SLURM_ARRAY_TASK_COUNT"))
+    if "RANK" in environment:
+        name, size = environment["RANK"], _number(environment, ("WORLD_SIZE",))
+    else:
+        # Each task of an array may be several of srun, and calls itself the only one where it is not.
+        name = "-".join(environment.get(name, "0") for name in ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID"))
+        size = None if tasks is arrays is None else (tasks or 1) * (arrays or 1)
+    if not size:
+        raise RequestError(
+            "nothing says how many processes write one table: set WORLD_SIZE, as torchrun does (srun sets "
+            "SLURM_NTASKS, and job arrays SLURM_ARRAY_TASK_COUNT)"
+        )
+    return name, size
+
+
+def _check_rank(environment: Mapping[str, str]) -> None:
+    if _number(environment, _RANKS) is None:
+        raise RequestError(
+            f"the engine rank is for processes that torchrun, srun or a job array starts: none of {', '.join(_RANKS)} "
+            "is set; use --engine processes for several on this machine"
+        )
 
 
 def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
