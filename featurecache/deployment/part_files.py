@@ -64,7 +64,7 @@ def read_part(path: Path, classes: Sequence[str], remarks: RemarkCounter) -> Ite
     CorruptError
         The file is damaged.
     """
-    count = 0
+    count, expected = 0, None
     try:
         with gzip.open(path, "rt", encoding="ascii") as file:
             for line in file:
@@ -72,13 +72,13 @@ def read_part(path: Path, classes: Sequence[str], remarks: RemarkCounter) -> Ite
                     remarks.counts.update(row["counts"])
                     for names, more in ((remarks.flat, row["flat"]), (remarks.damaged, row["damaged"])):
                         names += more[: max(MAX_EXAMPLES - len(names), 0)]
-                    count = row["count"] - count
+                    expected = row["count"]
                 else:
                     count += 1
                     yield _decoded(row, classes)
     except (EOFError, gzip.BadGzipFile, ValueError, LookupError, TypeError, zlib.error):
-        count = -1
-    if count:
+        expected = None
+    if count != expected:
         raise CorruptError(f"{path} is damaged; remove the file and run the command again")
 
 
