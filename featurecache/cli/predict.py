@@ -63,7 +63,6 @@ def add_parser(verbs: Any) -> None:
           featurecache predict flowers.cache/heads/run new_photos/ --out labels.parquet
           featurecache predict flowers.cache/heads/run test/ --out submission.csv --like sample_submission.csv
           featurecache predict mails.cache/heads/run new.csv --text-column body
-          featurecache predict flowers.cache/heads/run new_photos/ --out labels.csv --engine processes --device cuda:all
         """,
         quiet=True,
     )
@@ -106,7 +105,7 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict and print; status 1 when an input is bad."""
     with without_collection():
-        from featurecache.deployment.parts import End
+        from featurecache.deployment.parts import End, PartsFolder
         from featurecache.deployment.predict import make_job, predict_alone, predict_shared
         from featurecache.deployment.shared_run import run_shared
         from featurecache.table_output import TABLE_SUFFIXES
@@ -147,6 +146,8 @@ def run(args: argparse.Namespace) -> int:
                 _write(args, tally.counted(predictions), table, predictions.numbers, warnings)
                 if shared is not None:  # only now: what was predicted must not be lost with the table
                     shared.finish(args.out, End(tally.num_inputs, tally.num_bad, tally.first_bad))
+                elif args.out:  # of a run that was killed
+                    PartsFolder(parts_of(args.out)).remove()
     if args.out and not args.json:
         by_another = ", by another process" if isinstance(shared, End) else ""
         print_line(f"{tally.num_inputs - tally.num_bad} of {tally.num_inputs} labelled, in {args.out}{by_another}")

@@ -286,6 +286,8 @@ class PartsFolder:
 
     def remove(self) -> None:
         """Remove all that runs have put here, and the folder where nothing else is in it."""
+        if not self.path.is_dir():
+            return
         self._remove_parts()
         for pattern in (_END, f".{_END}.*", f"{_LEFT}*"):
             for path in self.path.glob(pattern):

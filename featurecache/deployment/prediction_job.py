@@ -13,7 +13,8 @@ from typing import Any
 
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.deployment.listed_inputs import OpenedSource, open_inputs
-from featurecache.deployment.parts import Part, PartDraft, PartsFolder, Plan
+from featurecache.deployment.part_files import PartDraft
+from featurecache.deployment.parts import Part, PartsFolder, Plan
 from featurecache.deployment.prediction import Prediction
 from featurecache.deployment.predictor import OpenPredictor, Predictor, RuntimeChoice
 from featurecache.deployment.saved import SavedHead, open_head

@@ -142,11 +142,11 @@ class Predictor:
             [tap],
             runtime=settings.runtime,
             device=settings.device,
-            batch_size=settings.batch_size or (choice and choice.batch_size),
+            batch_size=settings.batch_size or (None if choice is None else choice.batch_size),
             num_inputs=count,
-            remembered=choice and choice.runtime,
-            lengths=(choice and choice.lengths) or None,
-            norms_folded=choice and choice.norms_folded,
+            remembered=None if choice is None else choice.runtime,
+            lengths=None if choice is None else choice.lengths or None,
+            norms_folded=None if choice is None else choice.norms_folded,
         )
         return OpenPredictor(saved, tap, _checked(runtime, saved, tap, network, modality), modality, settings)
 

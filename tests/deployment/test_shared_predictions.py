@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, RUNTIME, TINY, write_folder, write_image
+from tiny_texts import some_texts, write_encoder, write_table
 
 import featurecache as fc
 from featurecache.cli import main
@@ -119,7 +121,8 @@ def test_the_table_is_that_of_one_process(
     found = call(*predict_command(made, tmp_path / "a" / "labels.csv", "--outliers", "--proba", "--engine", engine))
     assert found[0] == status
     assert found[1].replace("/a/", "/alone/") == out
-    assert found[2] == err
+    # Ray has words of its own, before ours.
+    assert found[2] == err or (engine == "ray" and found[2].endswith(err))
     assert (tmp_path / "a" / "labels.csv").read_bytes() == table
     assert files_in(tmp_path / "a") == ["labels.csv"]
 
@@ -322,6 +325,38 @@ def test_rows_of_tables_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
     assert (first[1] == first[2]).all()
 
 
+def test_views_and_texts_of_many_lengths_are_in_the_batches_of_one_piece(made: Path, tmp_path: Path) -> None:
+    def both(head: Path, inputs: list[Path], **options: Any) -> tuple[list[Prediction], list[Prediction]]:
+        folder = tmp_path / "parts"
+        options = {"settings": ExtractionSettings(runtime="torch", batch_size=4, shard_rows=16), **options}
+        predicted = list(fc.predict(head, inputs, **options)), list(fc.predict(head, inputs, **options, parts=folder))
+        assert not folder.exists()
+        return predicted
+
+    alone, in_parts = both(made / "c" / "heads" / "h", [made / "train", made / "photos" / "red"], backbone=TINY, tta=3)
+    assert len(alone) == 45 + 200
+    assert in_parts == alone
+    encoder = write_encoder(tmp_path / "tiny-bert", max_position_embeddings=64)
+    # Of 3 to 66 tokens, and more than are sorted together; one is empty.
+    texts = [text + " the" * (index * 37 % 61) for index, text in enumerate(some_texts(1100))]
+    table = write_table(tmp_path / "t.csv", ["", *texts], kind=[str(len(text) % 2) for text in ["", *texts]])
+    options = {"backbone": f"hf:{encoder}", "text_column": "text"}
+    few = write_table(tmp_path / "few.csv", texts[:60], kind=[str(index % 2) for index in range(60)])
+    machine = ["--runtime", "torch", "--batch-size", "8", "--quiet", "--head", "ridge", "--jobs", "1"]
+    run = ["run", str(few), "--text-column", "text", "--label-column", "kind", "--cache", str(tmp_path / "c")]
+    assert main([*run, "--backbone", f"hf:{encoder}", *machine]) == 0
+    alone, in_parts = both(tmp_path / "c" / "heads" / "run", [table], **options)
+    assert [item.status for item in alone[:2]] == ["empty", "ok"]
+    assert len(alone) == 1101
+    assert in_parts == alone
+
+
+def test_a_run_without_parts_removes_those_of_one_that_was_killed(made: Path, killed: Path, call: Call) -> None:
+    command = ["predict", made / "c" / "heads" / "h", made / "train", "--backbone", TINY, "--out", killed]
+    assert call(*command, *RUNTIME)[0] == 0
+    assert files_in(killed.parent) == ["t.csv"]
+
+
 def test_in_python_the_parts_go_after_the_last_prediction(
     made: Path, tmp_path: Path, expected: list[Prediction]
 ) -> None:
@@ -350,7 +385,9 @@ def test_a_run_whose_parts_are_removed_meanwhile_does_not_make_them_again(made: 
     def finish() -> None:
         make_job(made / "c" / "heads" / "h", made / "photos", parts=parts_of(out)).folder.remove()
 
-    with pytest.raises(PartsGoneError, match="another run has removed the finished parts in .*; run the command again"):
+    with pytest.raises(
+        PartsGoneError, match="another run has removed the finished parts in .*: it has written the table"
+    ):
         shared(made, out, Watching(finish), engine="local", settings=ExtractionSettings(batch_size=4, shard_rows=16))
     assert files_in(tmp_path) == []
 
@@ -449,7 +486,7 @@ def test_a_signal_stops_all_workers_and_leaves_the_parts(made: Path, tmp_path: P
     command = [sys.executable, "-m", "featurecache", *predict_command(made, out, "--engine", "processes")]
     for number in (signal.SIGTERM, signal.SIGINT):
         process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        while not list(parts_of(out).glob("runtime-*")) and process.poll() is None:
+        while not list(parts_of(out).glob("leases/[0-9a-f]*.lease")) and process.poll() is None:
             time.sleep(0.01)
         os.kill(process.pid, number)
         error = process.communicate(timeout=60)[1]

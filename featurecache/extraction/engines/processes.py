@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 from types import ModuleType
 from typing import Any
 
+from featurecache.code_notice import LOGGER
 from featurecache.errors import RequestError, WorkerDiedError
 from featurecache.extraction.engines.job import Job, Report
 from featurecache.machine import let_threads_sleep, num_cores
@@ -127,10 +129,10 @@ class _Started:
 
     @classmethod
     def start(cls, job: Job[Any], slot: _Slot, cores: int) -> _Started:
-        context = multiprocessing.get_context("spawn")
+        context, level = multiprocessing.get_context("spawn"), logging.getLogger(LOGGER).level
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=_serve, args=(theirs, job, slot, cores), name="featurecache-worker", daemon=True
+            target=_serve, args=(theirs, job, slot, cores, level), name="featurecache-worker", daemon=True
         )
         # A process that is left without what it begins with prints a traceback.
         with uninterrupted(), _no_main_module(), _signals_blocked():
@@ -181,8 +183,9 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, job: Job[Any], slot: _Slot, cores: int) -> None:
+def _serve(connection: Connection, job: Job[Any], slot: _Slot, cores: int, level: int) -> None:
     """Work in a process that was started for it, and tell the starter what happens."""
+    logging.getLogger(LOGGER).setLevel(level)  # --quiet holds for workers too
     threading.Thread(target=_end_with_starter, daemon=True).start()
     let_threads_sleep()
     if slot.visible_gpu is not None:
