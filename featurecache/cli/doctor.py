@@ -39,7 +39,7 @@ _EXTRAS = {
     "cleanlab": ("labels", "labels that are probably wrong"),
     "umap-learn": ("map", "a map by neighbours, for `advise --unlabelled --map umap`"),
     "embedding-atlas": ("explore", "a map of the samples in a browser, for `explore`"),
-    "ray": ("ray", "clusters, for `extract --engine ray`"),
+    "ray": ("ray", "clusters, for `--engine ray`"),
     "fsspec": ("remote", "folders behind URLs: s3://, memory://, zip://"),
     "datasets": ("datasets", "data sets of Hugging Face as sources"),
     "POT": ("adapt", "optimal transport, for `train --adapt`"),
