@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from featurecache.progress import Progress
     from featurecache.sources.source import Source
     from featurecache.specs import ExtractionSettings, ViewSpec
-    from featurecache.store.label_tables import LabelTable
     from featurecache.store.labels import FolderLabels, TableLabels
 
 

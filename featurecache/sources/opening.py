@@ -27,7 +27,7 @@ from featurecache.sources.source import Source
 from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
-from featurecache.tables import READ_SUFFIXES, TableError, field_of, open_table, plain_name, sample_columns, to_bytes
+from featurecache.tables import TableError, field_of, is_table_name, open_table, plain_name, sample_columns, to_bytes
 
 GROUP = "featurecache.sources"
 OWN: dict[str, Callable[..., Source]] = {
@@ -128,11 +128,11 @@ def source_spec(
             return SourceSpec("remote_folder", f"zip://::{Path(path).absolute()}", limit)
         if text.lower().endswith(_HDF5):
             return SourceSpec("h5", f"h5://{text}")
-        if (column := _known_column(Path(path))) is not None:
+        if (column := _known_column(Path(path), delimiter=delimiter, has_header=has_header)) is not None:
             return SourceSpec(
-                "path_table", text, (("allow_local_urls", allow_local_urls), *limit, ("path_column", column))
+                "path_table", text, (("allow_local_urls", allow_local_urls), *form, *limit, ("path_column", column))
             )
-        raise SourceError(f"{path} is {_what_it_is(Path(path))}")
+        raise SourceError(f"{path} is {_what_it_is(Path(path), delimiter=delimiter, has_header=has_header)}")
     return SourceSpec("folder", text, limit)
 
 
@@ -273,12 +273,12 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
     return [*sources, *([NamedFiles(files)] if files else [])]
 
 
-def _known_column(path: Path) -> str | None:
+def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> str | None:
     """Return the column of a table that is known to name images by files; None of other files."""
-    if path.suffix.lower() not in READ_SUFFIXES:
+    if not is_table_name(path):
         return None
     try:
-        with open_table(path) as table:
+        with open_table(path, delimiter=delimiter, has_header=has_header) as table:
             # A column of ids names images too, but no files.
             known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
     except TableError:
@@ -286,11 +286,11 @@ def _known_column(path: Path) -> str | None:
     return known[0] if known else None
 
 
-def _what_it_is(path: Path) -> str:
+def _what_it_is(path: Path, *, delimiter: str | None, has_header: bool) -> str:
     """Say what a file is where a folder of images or a table with its column of texts was wanted."""
-    if path.suffix.lower() in READ_SUFFIXES:
+    if is_table_name(path):
         try:
-            with open_table(path, raw=True) as table:
+            with open_table(path, raw=True, delimiter=delimiter, has_header=has_header) as table:
                 columns = shortened(", ".join(table.columns))
             advice = "name the one that holds the texts with --text-column, or paths with --path-column"
             return f"a table with the columns {columns}; {advice}"

@@ -237,8 +237,8 @@ def _label_column(able: Sequence[str], kind: TaskKind, sample: Sequence[Mapping[
     counts = {name: len({(row.get(name) or "").strip() for row in sample} - {""}) for name in left[:_MOST_NAMED]}
     named = _some([f"{name} ({counts[name]})" if name in counts else name for name in left])
     raise TaskError(
-        f"it does not say which column holds {what} (in brackets how many values its first {len(sample)} rows have): "
-        f"{named}; name it with --label-column"
+        f"it does not say which column holds {what} (in brackets its distinct values in {len(sample)} rows): {named}; "
+        "name it with --label-column"
         + (
             "; columns of 1 and 0 for each label are --kind multilabel"
             if kind == "classification"

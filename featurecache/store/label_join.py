@@ -41,7 +41,9 @@ def rows_of_labels(
     in_cache = [listing.row_of for listing in listings]
     unreadable = {path for listing in listings for path in listing.problems}
     # Ids are looked for in the sample table, and need no names.
-    names = [label.key for label in listed if not is_sample_id(label.key) or any(label.key in rows for rows in in_cache)]
+    names = [
+        label.key for label in listed if not is_sample_id(label.key) or any(label.key in rows for rows in in_cache)
+    ]
     # With those that could not be read: a label of one would be matched to another file.
     matches = match_names(names, [path for rows in in_cache for path in rows] + sorted(unreadable))
     warnings += matches.warnings if labels.key_column is None else _of_key_column(labels.key_column, names, matches)

@@ -145,6 +145,8 @@ class LabelRows:
         if table.format is not None and not table.format.has_quotes:
             text = "quotes are read as letters: read as marks around texts, they would join rows of the table"
             yield ReportWarning(kind="quotes", count=1, text=text)
+        for remark in table.remarks:
+            yield ReportWarning(kind="table", count=1, text=remark)
         if count := sum(self.unlabelled.values()):
             named = ", ".join(f"{entry!r}: {number}" for entry, number in self.unlabelled.most_common(5) if entry)
             what = f" (empty: {self.unlabelled['']}, {named})" if named else ""

@@ -95,9 +95,7 @@ def chosen_column(matches: Sequence[ColumnMatch], num_names: int) -> str | None:
     return None
 
 
-def search_key_column(
-    columns: Sequence[str], rows: Sequence[Row], names: Sequence[str]
-) -> tuple[str | None, str]:
+def search_key_column(columns: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> tuple[str | None, str]:
     """Return the column whose entries name the samples of a source, if it is one, and what was tried.
 
     Parameters

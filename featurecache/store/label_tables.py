@@ -266,9 +266,7 @@ class LabelTable:
         """
         options, is_text = self.options, self.options.text_column is not None
         if not self.has_header and not is_text:
-            options = replace(
-                options, path_column=options.path_column or "1", label_column=options.label_column or "2"
-            )
+            options = replace(options, path_column=options.path_column or "1", label_column=options.label_column or "2")
 
         def opened() -> AbstractContextManager[Table]:
             return open_table(self.path, raw=is_text, delimiter=self.delimiter, has_header=self.has_header)
@@ -322,9 +320,7 @@ def _read(
     raise TaskError(f"{where.removesuffix(' line')}: {NoKeyColumnError(able, tried)}")
 
 
-def _read_rows(
-    table: Table, options: LabelOptions, origin: str, where: str, root: str | Path | None
-) -> TableLabels:
+def _read_rows(table: Table, options: LabelOptions, origin: str, where: str, root: str | Path | None) -> TableLabels:
     """Return the labels of a table whose column of samples is named, or known by its name."""
     label_columns = options.label_columns
     if options.kind == "classification" and len(label_columns) > 1:
