@@ -213,10 +213,11 @@ def run_add(args: argparse.Namespace) -> int:
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
     # By its key, under which the cache has listed it.
     root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
-    labels = labels_of(args, args.labels, text_column=args.text_column, root=root)
+    named = labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
-    if isinstance(labels, LabelTable):
-        labels = labels.read(root=root, names=store.listings.names(root) or None)
+    labels = (
+        named.read(root=root, names=store.listings.names(root) or None) if isinstance(named, LabelTable) else named
+    )
     alike = None
     if args.group_near_copies:
         # Only where it is asked for: features of all samples are compared with each other.

@@ -196,7 +196,8 @@ def labels_from_mapping(
         It is empty, or a name is.
     """
     options = LabelOptions(path_column="path", label_column="label", keep_na=True, merge_spellings=merge_spellings)
-    columns = {"path": [str(name) for name in labels], "label": [field_of(label) for label in labels.values()]}
+    columns: dict[str, list[str | None]] = {"path": [str(name) for name in labels]}
+    columns["label"] = [field_of(label) for label in labels.values()]
     return _read(lambda: _opened(columns), options, "a mapping", "entry", root, None)
 
 
