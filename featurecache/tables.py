@@ -74,6 +74,9 @@ PATH_COLUMNS = (
 )
 
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
+
+
 @dataclass(frozen=True, slots=True)
 class TableFormat:
     """How a table of text is written.
@@ -346,6 +349,23 @@ def sample_columns(columns: Sequence[str]) -> list[str]:
     """Return those columns that are known to name samples, the one that is taken first."""
     plain = {plain_name(name): name for name in reversed(columns)}
     return [plain[name] for name in PATH_COLUMNS if name in plain]
+
+
+def columns_of_files(columns: Sequence[str], sample: Sequence[Mapping[str | None, str | None]]) -> list[str]:
+    """Return those columns whose entries all end as names of image files do.
+
+    Parameters
+    ----------
+    columns : sequence of str
+    sample : sequence of mapping
+        The first rows.
+    """
+    found = []
+    for name in columns:
+        entries = {(row.get(name) or "").strip().lower() for row in sample} - {""}
+        if entries and all(entry.endswith(IMAGE_SUFFIXES) for entry in entries):
+            found.append(name)
+    return found
 
 
 def plain_name(name: str) -> str:

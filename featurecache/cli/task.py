@@ -215,9 +215,7 @@ def run_add(args: argparse.Namespace) -> int:
     root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
     named = labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
-    labels = (
-        named.read(root=root, names=store.listings.names(root) or None) if isinstance(named, LabelTable) else named
-    )
+    labels = named.read(root=root, names=store.listings.names(root) or None) if isinstance(named, LabelTable) else named
     alike = None
     if args.group_near_copies:
         # Only where it is asked for: features of all samples are compared with each other.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,16 @@ from featurecache.sources.source import Source
 from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
-from featurecache.tables import TableError, field_of, is_table_name, open_table, plain_name, sample_columns, to_bytes
+from featurecache.tables import (
+    TableError,
+    columns_of_files,
+    field_of,
+    is_table_name,
+    open_table,
+    plain_name,
+    sample_columns,
+    to_bytes,
+)
 
 GROUP = "featurecache.sources"
 OWN: dict[str, Callable[..., Source]] = {
@@ -39,6 +49,8 @@ OWN: dict[str, Callable[..., Source]] = {
     "h5": Hdf5Arrays,
 }
 _HDF5 = (".h5", ".hdf5")
+_SAMPLE = 200
+"""Rows by which a column of names of files is told."""
 _CONTAINERS = (*TAR_SUFFIXES, ".zip", *_HDF5)
 
 
@@ -244,6 +256,15 @@ def _frame_source(frame: Any, key: str, text_column: str | None, id_column: str 
             raise RequestError(f"the column {id_column!r} names a row twice; give each its own name")
         return InMemory(samples, "text", key)
     if not (known := sample_columns(columns)):
+        cells = {
+            str(name): map(field_of, list(frame[name])[:_SAMPLE])
+            for name in frame.columns
+            if columns.count(str(name)) == 1
+        }
+        rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        of_files = columns_of_files(list(cells), rows)
+        known = of_files if len(of_files) == 1 else []
+    if not known:
         raise RequestError(
             f"none of the columns {', '.join(columns)} is known to name images; call it path, or give a list of paths"
         )
@@ -274,16 +295,17 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
 
 
 def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> str | None:
-    """Return the column of a table that is known to name images by files; None of other files."""
+    """Return the column of a table that names images by files, by its name or its entries; None of other files."""
     if not is_table_name(path):
         return None
     try:
         with open_table(path, delimiter=delimiter, has_header=has_header) as table:
             # A column of ids names images too, but no files.
             known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
+            of_files = columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
     except TableError:
         return None
-    return known[0] if known else None
+    return known[0] if known else of_files[0] if len(of_files) == 1 else None
 
 
 def _what_it_is(path: Path, *, delimiter: str | None, has_header: bool) -> str:

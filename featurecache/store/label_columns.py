@@ -10,7 +10,7 @@ from featurecache.errors import TaskError, UnknownNameError
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import BLANK, NO, YES
 from featurecache.store.labels import SPLIT_OF
-from featurecache.tables import PATH_COLUMNS, plain_name, sample_columns
+from featurecache.tables import IMAGE_SUFFIXES, PATH_COLUMNS, columns_of_files, plain_name, sample_columns
 
 # Compared as `plain_name` writes them; the first that a table has is taken.
 LABEL_COLUMNS = (
@@ -39,8 +39,6 @@ SPLIT_WORDS |= {"publictest": "validation", "privatetest": "test", "holdout": "t
 """Besides the names that folders have."""
 _INDEX = re.compile(r"(Unnamed: ?\d+)?|index", re.IGNORECASE)
 """What data frames call the column of their row numbers when they are written."""
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
-
 _MOST_NAMED = 20
 """Columns in a message."""
 
@@ -181,7 +179,7 @@ def _named(columns: Sequence[str], name: str, option: str) -> str:
 
 
 def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[Mapping[str | None, str | None]]) -> str:
-    if any(name.lower().endswith(_IMAGE_SUFFIXES) for name in columns):
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in columns):
         raise TaskError(
             f"the first line looks like a row and not like names of columns: {', '.join(columns)}; say --no-header if "
             "the table has none"
@@ -190,11 +188,7 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
     if known and not plain_name(known[0]).endswith("id"):
         return known[0]
     # An id may be the number of a row: names of files say more.
-    of_files = []
-    for name in columns:
-        entries = {(row.get(name) or "").strip().lower() for row in sample} - {""}
-        if name not in taken and entries and all(entry.endswith(_IMAGE_SUFFIXES) for entry in entries):
-            of_files.append(name)
+    of_files = [name for name in columns_of_files(columns, sample) if name not in taken]
     if len(of_files) == 1:
         return of_files[0]
     if known:
