@@ -29,6 +29,7 @@ from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
 from featurecache.tables import (
+    Row,
     TableError,
     columns_of_files,
     field_of,
@@ -261,7 +262,7 @@ def _frame_source(frame: Any, key: str, text_column: str | None, id_column: str 
             for name in frame.columns
             if columns.count(str(name)) == 1
         }
-        rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        rows: list[Row] = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
         of_files = columns_of_files(list(cells), rows)
         known = of_files if len(of_files) == 1 else []
     if not known:
