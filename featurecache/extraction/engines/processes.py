@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -11,11 +12,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from featurecache.code_notice import LOGGER
 from featurecache.errors import RequestError, WorkerDiedError
 from featurecache.extraction.child_processes import end_with_starter, hear_signals, starting_processes
-from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.work import work
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.engines.job import Job, Report
 from featurecache.machine import let_threads_sleep, num_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS, ExtractionSettings
@@ -38,7 +38,7 @@ class ProcessesEngine:
 
     progress: Progress
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+    def run(self, job: Job[Report]) -> Iterator[Report]:
         """Start the workers, and yield their reports as they end.
 
         Raises
@@ -69,7 +69,7 @@ class ProcessesEngine:
                     worker.process.join()
                 worker.connection.close()
 
-    def _reports(self, workers: list[_Started], job: ExtractionJob, cores: int) -> Iterator[WorkerReport]:
+    def _reports(self, workers: list[_Started], job: Job[Report], cores: int) -> Iterator[Report]:
         """Pass on what workers tell, and start another one where one was killed."""
         at_work, restarts, expected = list(workers), 0, 0
         while at_work:
@@ -124,11 +124,11 @@ class _Started:
     connection: Connection
 
     @classmethod
-    def start(cls, job: ExtractionJob, slot: _Slot, cores: int) -> _Started:
-        context = multiprocessing.get_context("spawn")
+    def start(cls, job: Job[Any], slot: _Slot, cores: int) -> _Started:
+        context, level = multiprocessing.get_context("spawn"), logging.getLogger(LOGGER).level
         ours, theirs = context.Pipe(duplex=False)
         # No daemon: those may start no processes, and a GPU may need some that decode.
-        process = context.Process(target=_serve, args=(theirs, job, slot, cores), name="featurecache-worker")
+        process = context.Process(target=_serve, args=(theirs, job, slot, cores, level), name="featurecache-worker")
         with starting_processes():
             process.start()
         # The end of the pipe is seen only when nobody else holds its other end.
@@ -152,8 +152,9 @@ def _slots(settings: ExtractionSettings) -> list[_Slot]:
     return [_Slot("cuda:0", name) for name in names for _ in range(per_gpu)]
 
 
-def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) -> None:
+def _serve(connection: Connection, job: Job[Any], slot: _Slot, cores: int, level: int) -> None:
     """Work in a process that was started for it, and tell the starter what happens."""
+    logging.getLogger(LOGGER).setLevel(level)  # --quiet holds for workers too
     end_with_starter()
     let_threads_sleep()
     if slot.visible_gpu is not None:
@@ -161,7 +162,7 @@ def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) 
     try:
         with stops_cleanly():
             hear_signals()
-            report = work(job, device=slot.device, cores=cores, progress=_ToStarter(connection))
+            report = job.work(device=slot.device, cores=cores, progress=_ToStarter(connection))
         connection.send(("done", report))
     except KeyboardInterrupt:
         remove_temporary()  # the starter says why
