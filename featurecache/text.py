@@ -55,6 +55,31 @@ class TextColumn(Sequence[str]):
         lengths.append(np.array(block, np.uint64))
         return cls(np.frombuffer(blob, np.uint8), np.cumsum(np.concatenate(lengths), dtype="<u8"))
 
+    @classmethod
+    def joined(cls, columns: Sequence[TextColumn]) -> TextColumn:
+        """Return the entries of several columns, one after the other."""
+        lengths = np.concatenate([np.zeros(1, np.uint64), *(np.diff(column.starts) for column in columns)])
+        texts = [column.text[: int(column.starts[-1])] for column in columns]
+        return cls(np.concatenate([np.zeros(0, np.uint8), *texts]), np.cumsum(lengths, dtype="<u8"))
+
+    def without_prefix(self, prefix: bytes) -> TextColumn:
+        """Return the entries without what all of them begin with.
+
+        Raises
+        ------
+        ValueError
+            One begins otherwise.
+        """
+        text, lengths = self.text[: int(self.starts[-1])], np.diff(self.starts)
+        places = self.starts[:-1, None].astype(np.int64) + np.arange(len(prefix))
+        if (lengths < len(prefix)).any() or (text[places] != np.frombuffer(prefix, np.uint8)).any():
+            raise ValueError(f"an entry does not begin with {os.fsdecode(prefix)!r}")
+        is_kept = np.ones(len(text), bool)
+        is_kept[places] = False
+        return TextColumn(
+            text[is_kept], np.append(np.uint64(0), np.cumsum(lengths - np.uint64(len(prefix)))).astype("<u8")
+        )
+
     def take(self, indices: NDArray[np.int64]) -> TextColumn:
         """Return some of the entries."""
         lengths = np.diff(self.starts)[indices]

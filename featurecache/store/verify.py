@@ -166,11 +166,12 @@ def _check_records(store: FeatureStore) -> list[Problem]:
             with _noted(problems, store.path, commits.parent):
                 _check_features(store, commits.parent)
     for path, listings in known.items():
-        if path.parent.name != "sources":
+        if path.parent != store.path / "sources":
             continue
         with _noted(problems, store.path, path):
             for commit in listings.commits():
-                if listing_of(commit, listings.open(commit)).rows.max(initial=-1) >= len(store.samples):
+                held = listing_of(listings, commit, listings.open(commit)).held
+                if held.stops.max(initial=0) > len(store.samples):
                     raise ValueError("it names rows that the sample table does not have")
     for name in store.task_names():
         with _noted(problems, store.path, store.path / "tasks" / name):

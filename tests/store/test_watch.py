@@ -201,18 +201,6 @@ def test_the_rate_is_that_of_the_last_while() -> None:
     assert recent_rate({}, now=0.0) is None
 
 
-def test_overlapping_shards_count_once() -> None:
-    from featurecache.store.watch import _merged
-
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        starts = rng.integers(0, 60, rng.integers(0, 8))
-        runs = [[int(start), int(start + rng.integers(1, 20))] for start in starts]
-        merged = _merged(runs)
-        rows = [row for start, stop in merged.T.tolist() for row in range(start, stop)]
-        assert sorted(rows) == sorted({row for start, stop in runs for row in range(start, stop)})
-
-
 def test_wrong_words_are_refused(whole: Path, tmp_path: Path, call: Call) -> None:
     for words, message in (
         (["--interval", "1"], "--interval is of --watch; add it, or leave --interval out"),
