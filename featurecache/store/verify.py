@@ -33,6 +33,7 @@ from featurecache.store.listings import listing_of
 from featurecache.store.notes import KINDS
 from featurecache.store.samples import SampleTable, first_indices
 from featurecache.store.store import FeatureStore
+from featurecache.store.unit_listings import UnitPart
 from featurecache.text import TextColumn
 
 Level = Literal["structure", "blocks", "digest", "hdf5"]
@@ -169,8 +170,10 @@ def _check_records(store: FeatureStore) -> list[Problem]:
         if path.parent != store.path / "sources":
             continue
         with _noted(problems, store.path, path):
-            for commit in listings.commits():
-                held = listing_of(listings, commit, listings.open(commit)).held
+            for commit in (commits := listings.commits()):
+                # Of the one before, nobody needs what a scan since has listed anew.
+                is_old = commit is not commits[-1]
+                held = listing_of(listings, commit, listings.open(commit), without_damaged=is_old).held
                 if held.stops.max(initial=0) > len(store.samples):
                     raise ValueError("it names rows that the sample table does not have")
     for name in store.task_names():
@@ -212,6 +215,8 @@ def _check_shard(folder: ShardFolder, commit: Commit, level: str, samples: Sampl
         rows = rows_of_commit(commit)
         if rows[-1] >= len(samples) or not np.array_equal(shard.read("id"), samples.ids[rows]):
             raise ValueError("the ids in this shard are not those of its rows in the sample table")
+    if "unit_stamp" in commit.shard.arrays:
+        UnitPart(commit, shard).names()
     if level == "structure":
         return
     arrays = {name: shard.read(name) for name in commit.shard.arrays}
@@ -224,7 +229,7 @@ def _check_shard(folder: ShardFolder, commit: Commit, level: str, samples: Sampl
 
 def _check_contents(commit: Commit, arrays: Mapping[str, Array]) -> None:
     """Check what only the numbers themselves tell."""
-    if "text" in arrays:
+    if "text_start" in arrays:
         TextColumn(arrays["text"], arrays["text_start"])
     if "features" not in arrays or commit.shard.arrays["features"].dtype == "int8":
         return
