@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.extraction.identify import identified, known_rows
-from featurecache.extraction.unit_scan import look_at_units, units_of
+from featurecache.extraction.known_units import units_of
+from featurecache.extraction.unit_scan import look_at_units
 from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source

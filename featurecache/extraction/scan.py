@@ -11,8 +11,9 @@ import numpy as np
 from featurecache.errors import SourceError
 from featurecache.extraction.identify import identified, known_rows
 from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.known_units import units_of
 from featurecache.extraction.recall import recall
-from featurecache.extraction.unit_scan import scan_units, units_of
+from featurecache.extraction.unit_scan import scan_units
 from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source, check_source

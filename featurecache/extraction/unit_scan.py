@@ -7,21 +7,19 @@ takes it up; it counts once the listing of the whole source names it.
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import SourceError
 from featurecache.extraction.identify import identified
+from featurecache.extraction.known_units import FoundUnit, KnownUnits, Place
 from featurecache.ignored import IgnoredFiles
 from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
-from featurecache.sources.source import NO_STAMP, Source, Stamp, Unit
+from featurecache.sources.source import NO_STAMP, Source
 from featurecache.spill import Spill
 from featurecache.store.format_file import UNITS, require
 from featurecache.store.listings import Listing, UnitListing
@@ -35,35 +33,6 @@ from featurecache.text import TextColumn
 _MOST_SAMPLES, _MOST_UNITS, _MOST_BYTES = 1 << 18, 1 << 10, 16 << 30
 # Parts with fewer samples, of which so many may be: a tar that comes each day must not make a file that stays for ever.
 _SMALL_PART, _MOST_SMALL_PARTS = 1 << 16, 16
-
-Place = tuple[UnitPart, int]
-"""A part, and the number of a unit in it."""
-
-
-class FoundUnit(NamedTuple):
-    """A unit that a source has now, what its names begin with, and its stamp if it has one."""
-
-    unit: Unit
-    prefix: bytes
-    stamp: Stamp | None
-
-
-def units_of(source: Source) -> list[FoundUnit] | None:
-    """Return the units of a source in the order of names; None where it does not tell, or names don't tell units apart.
-
-    Parameters
-    ----------
-    source : Source
-    """
-    if (unit_stamp := getattr(source, "unit_stamp", None)) is None:
-        return None
-    found = []
-    for unit in source.units():
-        prefix, stamp = unit_stamp(unit)
-        found.append(FoundUnit(unit, os.fsencode(prefix), stamp))
-    found.sort(key=lambda each: each.prefix)
-    # Neighbours are enough: all that begins with a prefix comes right after it.
-    return None if any(b.prefix.startswith(a.prefix) for a, b in pairwise(found)) else found
 
 
 def scan_units(
@@ -151,11 +120,11 @@ def look_at_units(
         if len(new.rows):
             seen.append(new)
     # All at once: the whole table streams past them.
-    read = [(unit, indices, ids) for unit in seen for indices, ids in unit.read]
+    read = [(unit.rows, indices, ids) for unit in seen for indices, ids in unit.read]
     ids = np.concatenate([np.zeros((0, 32), np.uint8), *(ids for _, _, ids in read)])
     rows, first = store.samples.rows_of(ids), 0
-    for unit, indices, _ in read:
-        unit.rows[indices] = rows[first : first + len(indices)]
+    for of_unit, indices, _ in read:
+        of_unit[indices] = rows[first : first + len(indices)]
         first += len(indices)
     listing = Listing(
         source.key,
@@ -189,11 +158,15 @@ class _NewUnit:
     ignored: IgnoredFiles
     read: list[tuple[NDArray[np.int64], Ids]] = field(default_factory=list)
 
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why samples could not be read, by their names after the prefix."""
+        length = len(os.fsdecode(self.prefix))
+        return {name[length:]: why for name, why in self.entries.problems.items()}
+
     def is_as_before(self, part: UnitPart, number: int) -> bool:
         """Tell whether nothing has come of reading what could not be read before."""
-        length = len(os.fsdecode(self.prefix))
-        problems = {name[length:]: why for name, why in self.entries.problems.items()}
-        return not any(len(indices) for indices, _ in self.read) and problems == part.problems(number)
+        return not any(len(indices) for indices, _ in self.read) and self.problems == part.problems(number)
 
     def listed(self) -> ListedUnit:
         """Return what is written down."""
@@ -201,14 +174,13 @@ class _NewUnit:
         shared = stamps[0, 1:]
         # Where members differ, which no tar's do, nothing tells that the unit is as it was.
         stamp = (0, *shared.tolist()) if (stamps[:, 1:] == shared).all() else NO_STAMP
-        length = len(os.fsdecode(self.prefix))
         return ListedUnit(
             prefix=self.prefix,
             stamp=np.array(stamp, np.int64),
             names=self.entries.names.without_prefix(self.prefix),
             sizes=stamps[:, 0],
             rows=self.rows,
-            problems={name[length:]: why for name, why in self.entries.problems.items()},
+            problems=self.problems,
             ignored=self.ignored,
         )
 
@@ -248,79 +220,6 @@ def _entries_of(unit: ListedUnit) -> Entries:
     return Entries(names, stamps, {}, unit.ignored, has_stamps=bool((stamps[:, 1:] != NO_STAMP[1:]).any()))
 
 
-class KnownUnits:
-    """What a cache knows of the units of a source.
-
-    Parameters
-    ----------
-    before : Listing or None
-        Its last listing, by units or, of an earlier release, as a whole.
-    loose : sequence of UnitPart
-        What a scan wrote that was killed.
-    num_samples : int
-        Rows of the sample table: a listing may be newer than a table that was restored from a copy.
-    """
-
-    def __init__(self, before: Listing | None, loose: Sequence[UnitPart], num_samples: int) -> None:
-        self._num_samples = num_samples
-        self._whole = None if isinstance(before, UnitListing) else before
-        self._places: dict[bytes, list[Place]] = {}
-        known = list(before.index) if isinstance(before, UnitListing) else []
-        known += [(part, number) for part in loose for number in range(len(part.prefixes))]
-        for part, number in known:
-            self._places.setdefault(part.prefixes[number], []).append((part, number))
-
-    def find(self, found: FoundUnit) -> Place | None:
-        """Return where a unit that is as it was is written down."""
-        # A stamp that was not settled when it was listed proves nothing.
-        if found.stamp is not None and found.stamp[2] >= 0:
-            for part, number in self._places.get(found.prefix, []):
-                if tuple(part.stamps[number, 1:].tolist()) == found.stamp[1:]:
-                    return part, number
-        return None
-
-    def is_whole(self, place: Place) -> bool:
-        """Tell whether all samples of a unit have a row of the sample table."""
-        _, rows, lengths = place[0].runs(place[1])
-        return bool(rows.min() >= 0 and (rows + lengths).max() <= self._num_samples)
-
-    def as_it_was(self, found: FoundUnit, place: Place | None) -> ListedUnit | None:
-        """Return what is known of a unit that is as it was; None where it has to be listed."""
-        if place is not None:
-            return self._with_rows(place[0].unit(place[1]))
-        if self._whole is None or found.stamp is None or found.stamp[2] < 0:
-            return None
-        earlier = self.earlier(found.prefix)
-        # What they hold besides samples is known of all units together.
-        if earlier is None or self._whole.ignored.count or tuple(earlier.stamp[1:].tolist()) != found.stamp[1:]:
-            return None
-        return earlier
-
-    def earlier(self, prefix: bytes) -> ListedUnit | None:
-        """Return what was listed of a unit, which may have changed since."""
-        if places := self._places.get(prefix, []):
-            part, number = places[0]
-            return self._with_rows(part.unit(number))
-        if self._whole is None:
-            return None
-        names = self._whole.paths
-        # No name begins with a byte that is no text, so this comes after all that begin like that.
-        first, stop = (
-            bisect_left(range(len(names)), bound, key=lambda index: os.fsencode(names[index]))
-            for bound in (prefix, prefix + b"\xff")
-        )
-        stamps = self._whole.stamps[first:stop]
-        if not len(stamps) or (stamps[:, 1:] != stamps[0, 1:]).any():
-            return None
-        own = names.take(np.arange(first, stop)).without_prefix(prefix)
-        return self._with_rows(ListedUnit(prefix, stamps[0], own, stamps[:, 0], self._whole.rows[first:stop]))
-
-    def _with_rows(self, unit: ListedUnit) -> ListedUnit:
-        """Return a unit with the rows that the sample table has."""
-        rows = np.where(unit.rows < self._num_samples, unit.rows, -1)
-        return ListedUnit(unit.prefix, unit.stamp, unit.names, unit.sizes, rows, {}, unit.ignored)
-
-
 @dataclass
 class _Gathered:
     """Gathers units until they are worth a part, and gives their samples rows.
@@ -355,18 +254,25 @@ class _Gathered:
 
     def write(self) -> None:
         """Give rows, and write the units that wait."""
-        read = [(unit, indices, ids) for unit in self._waiting for indices, ids in unit.read if len(indices)]
+        read = [
+            (number, unit, indices, ids)
+            for number, unit in enumerate(self._waiting)
+            for indices, ids in unit.read
+            if len(indices)
+        ]
         if read:
+            names = [unit.entries.names.take(indices).without_prefix(unit.prefix) for _, unit, indices, _ in read]
             rows = self.store.samples.append(
-                np.concatenate([ids for _, _, ids in read]),
-                TextColumn.joined([unit.entries.names.take(indices) for unit, indices, _ in read]),
-                np.concatenate([unit.entries.stamps[indices, 0] for unit, indices, _ in read]),
+                np.concatenate([ids for _, _, _, ids in read]),
+                TextColumn.joined(names),
+                np.concatenate([unit.entries.stamps[indices, 0] for _, unit, indices, _ in read]),
+                prefixes=TextColumn.pack(unit.prefix for unit in self._waiting),
+                prefix_of=np.concatenate([np.full(len(indices), number) for number, _, indices, _ in read]),
             )
-            first = 0
-            for unit, indices, _ in read:
-                unit.rows[indices] = rows[first : first + len(indices)]
-                first += len(indices)
-            self.num_read += first
+            ends = np.cumsum([len(indices) for _, _, indices, _ in read])
+            for (_, unit, indices, _), of_unit in zip(read, np.split(rows, ends[:-1]), strict=True):
+                unit.rows[indices] = of_unit
+            self.num_read += len(rows)
         if self._waiting:
             part = self.writer.add([unit.listed() for unit in self._waiting])
             free = [index for index, place in enumerate(self.places) if place is None]

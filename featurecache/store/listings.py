@@ -140,7 +140,7 @@ class UnitListing(Listing):
     def problems(self) -> dict[str, str]:
         """Why samples could not be read, by their names."""
         found = ((part.prefixes[unit], part.problems(unit)) for part, unit in self.index)
-        return {os.fsdecode(prefix) + name: why for prefix, of_unit in found for name, why in of_unit.items()}
+        return {prefix + name: why for prefix, of_unit in found for name, why in of_unit.items()}
 
     @cached_property
     def ignored(self) -> IgnoredFiles:
@@ -338,7 +338,7 @@ def _units_of(folder: ShardFolder, commit: Commit, shard: MappedShard, *, withou
         part = parts[at] if 0 <= at < len(parts) else None
         if part is None and without_damaged:
             continue
-        prefix = part.prefixes[unit] if part is not None and 0 <= unit < len(part.prefixes) else b""
+        prefix = part.prefixes.bytes_at(unit) if part is not None and 0 <= unit < len(part.prefixes) else b""
         if part is None or prefix <= before:
             raise CorruptError(f"{shard.path} names units that are not there; extract the source again")
         before = prefix

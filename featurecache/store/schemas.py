@@ -326,6 +326,15 @@ ID: tuple[tuple[str, ...], Shape] = (("uint8",), ("n", 32))
 # More than any folder of files holds; a length is bounded all the same before memory is reserved for it.
 MANY = 1 << 40
 _SAMPLES: Arrays = {"id": ID, "size": (("uint64",), ("n",)), **_TEXT}
+_OF_UNITS: Arrays = {
+    "unit_text_start": (("uint64",), ("starts",)),
+    "unit_start": (("int64",), ("starts",)),
+    "unit_text": (("uint8",), ("unit_bytes",)),
+    "size": (("int32", "int64"), ("n",)),
+    "text": (("uint8",), ("bytes",)),
+    "text_length": (("uint8", "int32"), ("n",)),
+}
+_SAMPLES_OF_UNITS = Schema("sample table", {**_OF_UNITS, "id": ID}, SamplesBody, most_rows=1 << 20)
 _SOURCE: Arrays = {"row": (("int64",), ("n",)), "stamp": (("int64",), ("n", 4)), **_TEXT}
 _TASK: Arrays = {
     "id": ID,
@@ -337,17 +346,12 @@ _TASK: Arrays = {
     "weight": (("float64",), ("n",)),
     "domain": (("int32",), ("n",)),
 }
-SAMPLES = Schema("sample table", _SAMPLES, SamplesBody, most_rows=1 << 20)
+SAMPLES = Schema("sample table", _SAMPLES, SamplesBody, most_rows=1 << 20, instead=_SAMPLES_OF_UNITS)
 _UNITS: Arrays = {
-    "size": (("int32", "int64"), ("n",)),
-    "text": (("uint8",), ("bytes",)),
-    "text_length": (("uint8", "int32"), ("n",)),
     "run_start": (("int64",), ("runs",)),
     "run_row": (("int64",), ("runs",)),
     "unit_stamp": (("int64",), ("units", 4)),
-    "unit_start": (("int64",), ("units+",)),
-    "unit_text": (("uint8",), ("unit_bytes",)),
-    "unit_text_start": (("uint64",), ("units+",)),
+    **_OF_UNITS,
 }
 UNITS = Schema("listed units", _UNITS, UnitsBody, most_rows=MANY)
 _SOURCE_OF_UNITS = Schema("listing", {"unit": (("int64",), ("n", 2))}, UnitSourceBody, most_rows=MANY)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +23,7 @@ from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import UNITS, UnitsBody
 from featurecache.store.shards import MappedShard
-from featurecache.text import TextColumn
+from featurecache.text import PrefixedText, TextColumn, narrowed
 
 PARTS = "parts"
 """Folder of the parts, beside the shards of a listing."""
@@ -84,26 +83,22 @@ class UnitPart:
         self.stamps, self.starts = shard.read("unit_stamp"), shard.read("unit_start")
         self._run_starts, self._run_rows = shard.read("run_start"), shard.read("run_row")
         try:
-            self.prefixes = list(TextColumn(shard.read("unit_text"), shard.read("unit_text_start")).encoded())
+            self.prefixes = TextColumn(shard.read("unit_text"), shard.read("unit_text_start"))
             _check_edges(self.starts, self.num_rows, "units")
             _check_edges(np.append(self._run_starts, self.num_rows), self.num_rows, "runs")
             # A run of one unit must not go on in the next one.
-            if len(self.prefixes) != len(self.starts) - 1 or not np.isin(self.starts[:-1], self._run_starts).all():
+            if not np.isin(self.starts[:-1], self._run_starts).all():
                 raise ValueError("units without their rows")
             if self._run_rows.min() < -1 or self._run_rows.max() > 1 << 48:
                 raise ValueError("impossible rows")
         except ValueError as error:
             raise CorruptError(f"{shard.path} holds {error}; extract the source again") from None
 
-    def names(self) -> TextColumn:
-        """Return all names, without the prefixes."""
-        text, lengths = self._shard.read("text"), self._shard.read("text_length").astype(np.int64)
-        starts = np.zeros(self.num_rows + 1, np.uint64)
+    def names(self) -> PrefixedText:
+        """Return all names."""
         try:
-            if lengths.min() < 0:
-                raise ValueError("names of a negative length")
-            np.cumsum(lengths.astype(np.uint64), out=starts[1:])
-            return TextColumn(text, starts)
+            rests = TextColumn.of_lengths(self._shard.read("text"), self._shard.read("text_length"))
+            return PrefixedText(self.prefixes, self.starts, rests)
         except ValueError as error:
             raise CorruptError(f"{self._shard.path} holds {error}; extract the source again") from None
 
@@ -127,13 +122,13 @@ class UnitPart:
         note = self._notes.get(unit)
         return IgnoredFiles() if note is None else IgnoredFiles.from_json(msgspec.to_builtins(note.ignored))
 
-    def unit(self, number: int, names: TextColumn | None = None) -> ListedUnit:
+    def unit(self, number: int, names: PrefixedText | None = None) -> ListedUnit:
         """Return a unit with all that it holds.
 
         Parameters
         ----------
         number : int
-        names : TextColumn, optional
+        names : PrefixedText, optional
             Those of the part, where they are at hand.
         """
         first, stop = self.starts[number : number + 2].tolist()
@@ -141,9 +136,9 @@ class UnitPart:
         within = np.arange(stop - first) - np.repeat(begins, lengths)
         firsts = np.repeat(rows, lengths)
         return ListedUnit(
-            prefix=self.prefixes[number],
+            prefix=self.prefixes.bytes_at(number),
             stamp=self.stamps[number],
-            names=(self.names() if names is None else names).take(np.arange(first, stop)),
+            names=(self.names() if names is None else names).rests.take(np.arange(first, stop)),
             sizes=self.sizes(first, stop),
             rows=np.where(firsts < 0, -1, firsts + within),
             problems=self.problems(number),
@@ -214,16 +209,14 @@ def publish_part(folder: ShardFolder, generation: int, units: Sequence[ListedUni
     ends = np.cumsum([len(unit.rows) for unit in units])
     begins, rows = zip(*(_runs_of(unit.rows) for unit in units), strict=True)
     sizes = np.concatenate([unit.sizes for unit in units])
-    names = TextColumn.joined([unit.names for unit in units])
     prefixes = TextColumn.pack(unit.prefix for unit in units)
     arrays = {
         "unit_text": ("uint8", prefixes.text),
         "unit_text_start": ("uint64", prefixes.starts),
         "unit_stamp": ("int64", np.stack([unit.stamp for unit in units])),
         "unit_start": ("int64", np.append(0, ends)),
-        "text": names.arrays()["text"],
-        "text_length": _narrowest(np.diff(names.starts).astype(np.int64), "uint8", "int32"),
-        "size": _narrowest(sizes, "int32", "int64"),
+        **TextColumn.joined([unit.names for unit in units]).compact(),
+        "size": narrowed(sizes, "int32", "int64"),
         "run_start": ("int64", np.concatenate(begins) + np.repeat(np.append(0, ends[:-1]), [*map(len, begins)])),
         "run_row": ("int64", np.concatenate(rows)),
     }
@@ -271,12 +264,6 @@ def _runs_of(rows: Rows) -> tuple[NDArray[np.int64], Rows]:
     return begins, rows[begins]
 
 
-def _narrowest(values: NDArray[np.int64], narrow: str, wide: str) -> tuple[str, NDArray[Any]]:
-    """Return numbers in a narrow type where all of them fit."""
-    dtype = narrow if values.max() <= np.iinfo(narrow).max else wide
-    return dtype, values.astype(dtype)
-
-
 def _check_edges(edges: NDArray[np.int64], end: int, what: str) -> None:
     if edges[0] != 0 or edges[-1] != end or (edges[1:] <= edges[:-1]).any():
         raise ValueError(f"{what} that overlap or lie elsewhere")
@@ -295,7 +282,7 @@ class UnitIndex:
 
     parts: Sequence[UnitPart]
     units: NDArray[np.int64]
-    _names: dict[int, TextColumn] = field(default_factory=dict)
+    _names: dict[int, PrefixedText] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[UnitPart, int]]:
         return ((self.parts[part], unit) for part, unit in self.units.tolist())
@@ -343,9 +330,7 @@ class UnitIndex:
         for index, number in zip(indices.tolist(), units, strict=True):
             at, unit = self.units[number].tolist()
             part, names = self.parts[at], self.part_names(at)
-            place = int(part.starts[unit]) + index - int(self.offsets[number])
-            text = names.text[int(names.starts[place]) : int(names.starts[place + 1])]
-            found.append(part.prefixes[unit] + text.tobytes())
+            found.append(names.encoded(int(part.starts[unit]) + index - int(self.offsets[number])))
         return found
 
     def sizes_of(self, indices: NDArray[np.int64], units: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -358,8 +343,8 @@ class UnitIndex:
             sizes[mine] = self.parts[at].sizes(first, stop)[indices[mine] - self.offsets[number]]
         return sizes
 
-    def part_names(self, number: int) -> TextColumn:
-        """Return the names of a part, without prefixes."""
+    def part_names(self, number: int) -> PrefixedText:
+        """Return the names of a part."""
         if (names := self._names.get(number)) is None:
             while len(self._names) >= _MOST_NAMES:
                 self._names.pop(next(iter(self._names)), None)

@@ -217,6 +217,8 @@ def _check_shard(folder: ShardFolder, commit: Commit, level: str, samples: Sampl
             raise ValueError("the ids in this shard are not those of its rows in the sample table")
     if "unit_stamp" in commit.shard.arrays:
         UnitPart(commit, shard).names()
+    elif folder.path.name == "samples" and samples is not None:
+        samples.uris_of([int(commit.body["start"])])
     if level == "structure":
         return
     arrays = {name: shard.read(name) for name in commit.shard.arrays}

@@ -102,7 +102,7 @@ def run(step: str, cache: str, num_samples: str, per_unit: str) -> None:
         result["read"] = num_read
     if step in ("extract", "rerun"):
         feature_set = _feature_set(store)
-        planned = missing_shards([feature_set], listing.unique_rows)
+        planned = missing_shards([feature_set], listing.held)
         result |= {"planned": time.perf_counter() - started, "shards": len(planned)}
         for shard in planned:
             _commit(feature_set, store, shard.rows, shard.key)
