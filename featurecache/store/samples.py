@@ -111,7 +111,7 @@ class SampleTable:
             new = absent[first_indices(ids[absent])]
             for first in range(0, len(new), _MOST_ROWS):
                 added = new[first : first + _MOST_ROWS]
-                arrays = {"id": ("uint8", ids[added])}
+                arrays: dict[str, tuple[str, Array]] = {"id": ("uint8", ids[added])}
                 if prefixes is None or prefix_of is None:
                     arrays |= {"size": ("uint64", sizes[added].astype("<u8")), **column.take(added).arrays()}
                 else:

@@ -170,9 +170,10 @@ def _check_records(store: FeatureStore) -> list[Problem]:
         if path.parent != store.path / "sources":
             continue
         with _noted(problems, store.path, path):
-            for commit in (commits := listings.commits()):
+            generations = listings.commits()
+            for commit in generations:
                 # Of the one before, nobody needs what a scan since has listed anew.
-                is_old = commit is not commits[-1]
+                is_old = commit is not generations[-1]
                 held = listing_of(listings, commit, listings.open(commit), without_damaged=is_old).held
                 if held.stops.max(initial=0) > len(store.samples):
                     raise ValueError("it names rows that the sample table does not have")
