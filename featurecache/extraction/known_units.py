@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ import numpy as np
 from featurecache.sources.source import Source, Stamp, Unit
 from featurecache.store.listings import Listing, UnitListing
 from featurecache.store.unit_listings import ListedUnit, UnitPart
+
+# Asked of a server at a time.
+_QUESTIONS = 16
 
 Place = tuple[UnitPart, int]
 """A part, and the number of a unit in it."""
@@ -35,10 +39,11 @@ def units_of(source: Source) -> list[FoundUnit] | None:
     """
     if (unit_stamp := getattr(source, "unit_stamp", None)) is None:
         return None
-    found = []
-    for unit in source.units():
-        prefix, stamp = unit_stamp(unit)
-        found.append(FoundUnit(unit, os.fsencode(prefix), stamp))
+    units = list(source.units())
+    # A server is asked about several at once; for a local file a thread takes longer than the answer.
+    with ThreadPoolExecutor(_QUESTIONS if getattr(source, "is_far", False) else 1) as pool:
+        stamps = list(pool.map(unit_stamp, units))
+    found = [FoundUnit(unit, os.fsencode(prefix), stamp) for unit, (prefix, stamp) in zip(units, stamps, strict=True)]
     found.sort(key=lambda each: each.prefix)
     # Neighbours are enough: all that begins with a prefix comes right after it.
     return None if any(b.prefix.startswith(a.prefix) for a, b in pairwise(found)) else found

@@ -331,15 +331,14 @@ def _units_of(folder: ShardFolder, commit: Commit, shard: MappedShard, *, withou
             if not without_damaged:
                 raise
             parts.append(None)
-    found, before = list[UnitPart](), b""
-    number_of = {}
-    kept = []
+    found, kept, number_of = list[UnitPart](), list[tuple[int, int]](), dict[int, int]()
+    before: bytes | None = None
     for at, unit in units.tolist():
         part = parts[at] if 0 <= at < len(parts) else None
         if part is None and without_damaged:
             continue
-        prefix = part.prefixes.bytes_at(unit) if part is not None and 0 <= unit < len(part.prefixes) else b""
-        if part is None or prefix <= before:
+        prefix = part.prefixes.bytes_at(unit) if part is not None and 0 <= unit < len(part.prefixes) else None
+        if part is None or prefix is None or (before is not None and prefix <= before):
             raise CorruptError(f"{shard.path} names units that are not there; extract the source again")
         before = prefix
         if at not in number_of:

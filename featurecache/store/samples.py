@@ -204,11 +204,10 @@ def _of_one_type(name: str, values: Array) -> Array:
 def _prefix_arrays(prefixes: TextColumn, prefix_of: NDArray[np.int64]) -> dict[str, tuple[str, Array]]:
     """Return what says which samples share a prefix."""
     used, firsts = np.unique(prefix_of, return_index=True)
-    texts = prefixes.take(used)
+    texts = prefixes.take(used).arrays()
     return {
         "unit_start": ("int64", np.append(firsts, len(prefix_of))),
-        "unit_text": ("uint8", texts.text),
-        "unit_text_start": ("uint64", texts.starts),
+        **{f"unit_{name}": array for name, array in texts.items()},
     }
 
 

@@ -211,8 +211,7 @@ def publish_part(folder: ShardFolder, generation: int, units: Sequence[ListedUni
     sizes = np.concatenate([unit.sizes for unit in units])
     prefixes = TextColumn.pack(unit.prefix for unit in units)
     arrays = {
-        "unit_text": ("uint8", prefixes.text),
-        "unit_text_start": ("uint64", prefixes.starts),
+        **{f"unit_{name}": array for name, array in prefixes.arrays().items()},
         "unit_stamp": ("int64", np.stack([unit.stamp for unit in units])),
         "unit_start": ("int64", np.append(0, ends)),
         **TextColumn.joined([unit.names for unit in units]).compact(),

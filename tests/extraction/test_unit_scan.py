@@ -110,7 +110,8 @@ def check_same(listing: Listing, source: Made, store: FeatureStore) -> None:
 def listed_units(draw: st.DrawFn) -> list[ListedUnit]:
     """Units as a scan writes them, with rows in any order, copies, and what cannot be read."""
     units = []
-    for prefix in sorted(draw(st.sets(st.sampled_from([b"a/", b"b.tar/", b"b/", b"\xff/", b"c/d/"]), min_size=1))):
+    several = st.sets(st.sampled_from([b"a/", b"b.tar/", b"b/", b"\xff/", b"c/d/"]), min_size=1)
+    for prefix in sorted(draw(several | st.just({b""}))):
         names = sorted(draw(st.sets(st.binary(min_size=1, max_size=4), min_size=1, max_size=6)))
         size = st.integers(0, draw(st.sampled_from([9, 1 << 40])))
         units.append(
@@ -297,6 +298,18 @@ def test_features_of_tars_are_those_of_their_files(tmp_path: Path) -> None:
     of_tars, of_files = extract(pattern, tmp_path / "a"), extract(folder, tmp_path / "b")
     assert features_by_id(of_tars) == features_by_id(of_files)
     assert np.array_equal(np.asarray(of_tars.samples.ids), np.asarray(of_files.samples.ids))  # rows too
+
+
+def test_where_samples_lie_is_remembered_of_some_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featurecache.sources.tars._MOST_MEMBERS", 5)
+    monkeypatch.setattr("featurecache.sources.tars._FEWEST_TARS", 1)
+    source = Tars(tars(tmp_path / "tars"))
+    names = list(Entries.of(source).names)
+    assert len(source._members) == 1
+    for name in [*names, *names[::-3]]:
+        number = 4 * int(name[2]) + int(name[-5])
+        assert source.open(name, stamp=None) == image_bytes(number)
+        assert len(source._members) == 1
 
 
 def test_a_listing_of_an_earlier_release_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
