@@ -42,7 +42,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
         Relative error of the objective at which a fit ends, as far as it can be told; small problems are solved to the
         last digits.
     max_iter : int
-        Most evaluations of the objective, each a pass over the rows, for one C.
+        Most passes over the rows for one C: evaluations of the objective, and products with its second derivatives.
     device : str
         Where to compute, e.g. ``cuda``.
     random_state : int or None

@@ -134,7 +134,7 @@ def test_all_its_looks_are_no_failure_where_next_to_nothing_is_left() -> None:
     X = StandardScaler().fit_transform(X)
     near = LogisticProbe(C=0.1, standardize=False, max_iter=60).fit(X, y)  # would warn
     exact = LogisticProbe(C=0.1, standardize=False).fit(X, y)
-    assert near.n_iter_ == 60 < exact.n_iter_
+    assert 58 < near.n_iter_ <= 60 < exact.n_iter_
     np.testing.assert_allclose(near.coef_, exact.coef_, atol=1e-3)
     with pytest.warns(ConvergenceWarning):
         LogisticProbe(C=0.1, standardize=False, max_iter=20).fit(X, y)
@@ -265,7 +265,7 @@ def test_what_is_remembered_of_the_curvature_stays_exact_when_the_strength_chang
     objective = Objective(data, LinearProblem(Softmax(), [-1]), moments, data)
     minimiser = Minimiser(objective, Tolerance(decrease=1e-6, gradient=1e-6, max_iter=5), torch.float64)
     before, after = torch.tensor([0.1]), torch.tensor([0.003])
-    theta, group = minimiser.solve(before), torch.tensor([0])
+    theta, group = minimiser.solve(before)[0], torch.tensor([0])
     history, shape = minimiser._history, theta.shape
     count = int(history.count[0])
     old = history._changed[0, :count].clone()

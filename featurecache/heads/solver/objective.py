@@ -13,7 +13,7 @@ instead (see `RowSpaces`), which is one more batch axis of the same products.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, Self
 
@@ -42,6 +42,26 @@ class Loss(Protocol):
         """Return the loss of each problem in each row (M, n), and its slope (M, K, n); ``margins_MKn`` is consumed."""
         ...
 
+    def second(self, margins_MKn: Tensor, y_n: Tensor) -> Second:
+        """Return the second derivatives in each row; ``margins_MKn`` is consumed."""
+        ...
+
+
+class Second(NamedTuple):
+    """Second derivatives of a loss in the margins of each row."""
+
+    own_MKn: Tensor
+    """Of each margin by itself."""
+    shared_MKn: Tensor | None = None
+    """Probabilities of several classes: two margins have minus the product of theirs."""
+
+    def change(self, change_MKn: Tensor) -> Tensor:
+        """Return how slopes change where margins change; ``change_MKn`` is consumed."""
+        if (share := self.shared_MKn) is None:
+            return change_MKn.mul_(self.own_MKn)
+        weighted = change_MKn.mul_(share)
+        return weighted - share * weighted.sum(1, keepdim=True)
+
 
 class Softmax:
     """Multinomial logistic regression: the negative log of the label's probability."""
@@ -63,6 +83,12 @@ class Softmax:
         slope.scatter_add_(1, label, torch.full_like(slope[:, :1], -1.0))
         return loss[:, 0], slope
 
+    def second(self, margins_MKn: Tensor, y_n: Tensor) -> Second:
+        """See `Loss`."""
+        several = margins_MKn.shape[1] > 1
+        share = margins_MKn.softmax(1) if several else margins_MKn.sigmoid_()
+        return Second(share * (1.0 - share), share if several else None)
+
 
 class Sigmoids:
     """Logistic regression of each label by itself, several of which may hold; ``y_n`` is (n, K): 0, 1, or not known.
@@ -83,6 +109,11 @@ class Sigmoids:
             loss_MKn, slope_MKn = (array.masked_fill_(unknown_Kn, 0.0) for array in (loss_MKn, slope_MKn))
         return loss_MKn.sum(1), slope_MKn
 
+    def second(self, margins_MKn: Tensor, y_n: Tensor) -> Second:
+        """See `Loss`."""
+        probability = margins_MKn.sigmoid_()
+        return Second((probability * (1.0 - probability)).masked_fill_(y_n.T < 0, 0.0))
+
 
 class SquaredHinge:
     """Support vector machine, one class against the rest: the square of what a margin lacks to one."""
@@ -92,11 +123,19 @@ class SquaredHinge:
 
     def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """See `Loss`."""
-        num_outputs = margins_MKn.shape[1]
-        positive = y_n == (torch.arange(num_outputs, device=y_n.device)[:, None] if num_outputs > 1 else 1)
-        sign = 2.0 * positive.to(margins_MKn.dtype) - 1.0
+        sign = self._sign(margins_MKn, y_n)
         lack = (1.0 - margins_MKn.mul_(sign)).clamp_(min=0.0)
         return (lack * lack).sum(1), (-2.0 * sign) * lack
+
+    def second(self, margins_MKn: Tensor, y_n: Tensor) -> Second:
+        """See `Loss`; where a margin is 1 there is none, and that of its left is as good (Keerthi & DeCoste 2005)."""
+        return Second(2.0 * (margins_MKn.mul_(self._sign(margins_MKn, y_n)) < 1.0).to(margins_MKn.dtype))
+
+    @staticmethod
+    def _sign(margins_MKn: Tensor, y_n: Tensor) -> Tensor:
+        num_outputs = margins_MKn.shape[1]
+        positive = y_n == (torch.arange(num_outputs, device=y_n.device)[:, None] if num_outputs > 1 else 1)
+        return 2.0 * positive.to(margins_MKn.dtype) - 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +174,18 @@ class GroupMoments(NamedTuple):
         return self._replace(mean_GD=zeros_GD, scale_GD=zeros_GD + 1, mean_D=zeros_GD[0], scale_D=zeros_GD[0] + 1)
 
 
+class Part(NamedTuple):
+    """A block of rows, and the problems that see it."""
+
+    block: Block
+    X: Tensor
+    """In the type of the arithmetic; (n, D), or (M, n, D) where each group has features of its own."""
+    M: slice | Tensor
+    """Indices of the problems."""
+    group_M: Tensor
+    left_out_M: Tensor
+
+
 class Objective:
     """Value and gradient of problems, each of a group.
 
@@ -171,14 +222,32 @@ class Objective:
 
     def __call__(self, theta_PKE: Tensor, penalty_P: Tensor, group_P: Tensor) -> tuple[Tensor, Tensor]:
         """Return values (P,) float64 and gradients like ``theta_PKE``, in whose type everything is computed."""
-        dtype, weights, intercept = theta_PKE.dtype, theta_PKE[:, :, :-1], theta_PKE[:, :, -1]
-        moments = self.moments
-        scale = moments.scale_GD[group_P].to(dtype)[:, None]
-        offset = (moments.mean_GD / moments.scale_GD)[group_P].to(dtype)[:, None]
-        raw_PKD = weights / scale
-        constant_PK1 = (intercept - (weights * offset).sum(2))[:, :, None]
         value_P = torch.zeros(len(theta_PKE), dtype=torch.float64, device=theta_PKE.device)
-        slope_PKD, total_PK1 = torch.zeros_like(raw_PKD), torch.zeros_like(constant_PK1)
+
+        def slopes() -> Iterator[tuple[Part, Tensor]]:
+            for part, margins_MKn in self.margins(theta_PKE, group_P):
+                self._lower_lacking(part, margins_MKn)
+                loss_Mn, slope_MKn = self.loss(margins_MKn, self._y[part.block.index_n])
+                value_P[part.M] += self.weighted(part, loss_Mn).double().sum(1)
+                yield part, self.weighted(part, slope_MKn)
+
+        gradient = self.pulled_back(slopes(), theta_PKE, penalty_P, group_P)
+        penalty = penalty_P / 2 * (theta_PKE[:, :, :-1].double() ** 2).sum((1, 2))
+        return value_P / self.moments.weight_G[group_P] + penalty, gradient
+
+    def hessian(self, theta_PKE: Tensor, penalty_P: Tensor, group_P: Tensor) -> Hessian:
+        """Return the second derivatives at ``theta_PKE``."""
+        seconds = []
+        for part, margins_MKn in self.margins(theta_PKE, group_P):
+            self._lower_lacking(part, margins_MKn)
+            seconds.append(self.loss.second(margins_MKn, self._y[part.block.index_n]))
+        return Hessian(self, seconds, penalty_P, group_P)
+
+    def margins(self, theta_PKE: Tensor, group_P: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Yield each block that is seen, and the margins (M, K, n) there."""
+        scale, offset = self.scale_and_offset(theta_PKE, group_P)
+        raw_PKD = theta_PKE[:, :, :-1] / scale
+        constant_PK1 = (theta_PKE[:, :, -1] - (theta_PKE[:, :, :-1] * offset).sum(2))[:, :, None]
         left_out_P = self._left_out_G[group_P]
         for block in self.blocks:
             seen = torch.nonzero((left_out_P != block.fold) | (left_out_P == NO_FOLD))[:, 0]
@@ -186,27 +255,41 @@ class Objective:
                 continue
             # A slice where all problems see the block: nothing is copied then.
             M: slice | Tensor = slice(None) if len(seen) == len(group_P) else seen
-            group_M, raw_MKD, X = group_P[M], raw_PKD[M], block.X.to(dtype)
+            group_M, raw_MKD, X = group_P[M], raw_PKD[M], block.X.to(theta_PKE.dtype)
             if X.ndim == 2:  # one product of all outputs of all problems; outputs stand first, three times as fast
                 product = torch.addmm(constant_PK1[M].flatten(0, 1), raw_MKD.flatten(0, 1), X.T)
                 margins_MKn = product.unflatten(0, raw_MKD.shape[:2])
             else:
                 X = X if len(group_M) == len(X) else X[group_M]
                 margins_MKn = torch.baddbmm(constant_PK1[M], raw_MKD, X.mT)
-            y_n = self._y[block.index_n]
-            if self.num_outputs > 1 and bool(self._lacking_GC.any()):
-                # Far enough below any margin, and finite: a loss must not meet infinity minus infinity.
-                margins_MKn -= (1e30 * self._lacking_GC[group_M].to(dtype))[:, :, None]
-            loss_Mn, slope_MKn = self.loss(margins_MKn, y_n)
-            loss_Mn, slope_MKn = self._weighted(loss_Mn, slope_MKn, block, group_M, left_out_P[M])
-            value_P[M] += loss_Mn.double().sum(1)
-            total_PK1[M] += slope_MKn.sum(2, keepdim=True)
-            slope_PKD[M] += (slope_MKn.flatten(0, 1) @ X).view_as(raw_MKD) if X.ndim == 2 else slope_MKn @ X
-        weight_P = moments.weight_G[group_P]
-        share = (1.0 / weight_P).to(dtype)[:, None, None]
-        slope_PKD = (slope_PKD / scale - offset * total_PK1) * share + penalty_P.to(dtype)[:, None, None] * weights
-        penalty = penalty_P / 2 * (weights.double() ** 2).sum((1, 2))
-        return value_P / weight_P + penalty, torch.cat([slope_PKD, total_PK1 * share], 2)
+            yield Part(block, X, M, group_M, left_out_P[M]), margins_MKn
+
+    def pulled_back(
+        self, slopes: Iterator[tuple[Part, Tensor]], theta_PKE: Tensor, penalty_P: Tensor, group_P: Tensor
+    ) -> Tensor:
+        """Return what slopes (M, K, n) along the margins of each block are along ``theta``, with the penalty's."""
+        scale, offset = self.scale_and_offset(theta_PKE, group_P)
+        slope_PKD, total_PK1 = torch.zeros_like(theta_PKE[:, :, :-1]), torch.zeros_like(theta_PKE[:, :, -1:])
+        for part, slope_MKn in slopes:
+            total_PK1[part.M] += slope_MKn.sum(2, keepdim=True)
+            if part.X.ndim == 2:
+                slope_PKD[part.M] += (slope_MKn.flatten(0, 1) @ part.X).unflatten(0, slope_MKn.shape[:2])
+            else:
+                slope_PKD[part.M] += slope_MKn @ part.X
+        share = (1.0 / self.moments.weight_G[group_P]).to(theta_PKE.dtype)[:, None, None]
+        of_penalty = penalty_P.to(theta_PKE.dtype)[:, None, None] * theta_PKE[:, :, :-1]
+        slope_PKD = (slope_PKD / scale - offset * total_PK1) * share + of_penalty
+        return torch.cat([slope_PKD, total_PK1 * share], 2)
+
+    def scale_and_offset(self, theta_PKE: Tensor, group_P: Tensor) -> tuple[Tensor, Tensor]:
+        scale_GD = self.moments.scale_GD
+        offset_GD = self.moments.mean_GD / scale_GD
+        return scale_GD[group_P].to(theta_PKE.dtype)[:, None], offset_GD[group_P].to(theta_PKE.dtype)[:, None]
+
+    def _lower_lacking(self, part: Part, margins_MKn: Tensor) -> None:
+        """Put classes without rows far enough below any margin, and finite: a loss must not meet inf - inf."""
+        if self.num_outputs > 1 and bool(self._lacking_GC.any()):
+            margins_MKn -= (1e30 * self._lacking_GC[part.group_M].to(margins_MKn.dtype))[:, :, None]
 
     def raw(self, theta_GKE: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights (G, K, D) and intercepts (G, K), float64, for features that are not standardised."""
@@ -217,25 +300,60 @@ class Objective:
             intercept_GK = intercept_GK - 1e30 * self._lacking_GC.double()
         return raw_GKD, intercept_GK
 
-    def _weighted(
-        self, loss_Mn: Tensor, slope_MKn: Tensor, block: Block, group_M: Tensor, left_out_M: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return losses and slopes times what each row counts; slopes are consumed."""
-        if block.fold == NO_FOLD and bool((left_out_M != NO_FOLD).any()):  # blocks that do not heed folds
-            fold_n, left_out_M1 = self._fold[block.index_n], left_out_M[:, None]
+    def weighted(self, part: Part, values: Tensor) -> Tensor:
+        """Return losses (M, n) or slopes (M, K, n) times what each row counts; they are consumed."""
+        block = part.block
+        spread = (slice(None), None) if values.ndim == 3 else (slice(None),)
+        if block.fold == NO_FOLD and bool((part.left_out_M != NO_FOLD).any()):  # blocks that do not heed folds
+            fold_n, left_out_M1 = self._fold[block.index_n], part.left_out_M[:, None]
             out_Mn = (fold_n == left_out_M1) & (left_out_M1 != NO_FOLD)
             # Not a product with zero: what a problem loses on a row that it must not see may be infinite.
-            loss_Mn = torch.where(out_Mn, 0.0, loss_Mn)
-            slope_MKn = slope_MKn.masked_fill_(out_Mn[:, None], 0.0)
-        factors, dtype = [], slope_MKn.dtype
+            values = values.masked_fill_(out_Mn[spread], 0.0)
         if self._class_weight_GC is not None and self._y.ndim == 1:  # several labels have no weights of their own
-            factors.append(self._class_weight_GC[group_M].to(dtype)[:, self._y[block.index_n]])
+            weight_Mn = self._class_weight_GC[part.group_M].to(values.dtype)[:, self._y[block.index_n]]
+            values = values.mul_(weight_Mn[spread])
         if block.weight_n is not None:
-            factors.append(block.weight_n.to(dtype)[None])
-        for weight_Mn in factors:
-            loss_Mn = loss_Mn * weight_Mn
-            slope_MKn = slope_MKn.mul_(weight_Mn[:, None])
-        return loss_Mn, slope_MKn
+            values = values.mul_(block.weight_n.to(values.dtype))
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Hessian:
+    """Second derivatives of problems at a point; see `Objective.hessian`."""
+
+    objective: Objective
+    seconds: Sequence[Second]
+    """Of each block."""
+    penalty_P: Tensor
+    group_P: Tensor
+
+    def __call__(self, direction_PKE: Tensor) -> Tensor:
+        """Return the product with a direction."""
+        changes = (
+            (part, self.objective.weighted(part, second.change(change_MKn)))
+            for second, (part, change_MKn) in zip(
+                self.seconds, self.objective.margins(direction_PKE, self.group_P), strict=True
+            )
+        )
+        return self.objective.pulled_back(changes, direction_PKE, self.penalty_P, self.group_P)
+
+    def blocks(self) -> tuple[Tensor, Tensor]:
+        """Return those of the weights of each output (K, D, D) and of its intercept (K,), where there is one group."""
+        objective, moments = self.objective, self.objective.moments
+        shape = (objective.num_outputs, objective.num_features)
+        weights_KDD, intercept_K = (
+            torch.zeros(*shape, shape[1]).to(self.penalty_P),
+            torch.zeros(shape[0]).to(self.penalty_P),
+        )
+        nowhere = weights_KDD.new_zeros(1, shape[0], shape[1] + 1)
+        for second, (part, _) in zip(self.seconds, objective.margins(nowhere, self.group_P), strict=True):
+            own_Kn = objective.weighted(part, second.own_MKn.clone())[0]
+            Z = ((part.X if part.X.ndim == 2 else part.X[0]) - moments.mean_GD[0]) / moments.scale_GD[0]
+            weights_KDD += (own_Kn[:, None] * Z.T) @ Z
+            intercept_K += own_Kn.sum(1)
+        weights_KDD /= moments.weight_G[0]
+        torch.diagonal(weights_KDD, dim1=1, dim2=2).add_(self.penalty_P)
+        return weights_KDD, intercept_K / moments.weight_G[0]
 
 
 def _class_weights(given: ClassWeight, moments: GroupMoments, lacking_GC: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ Three things make the iterations few:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from featurecache.devices import in_exact_float32
 from featurecache.heads.checks import has_few_rows, is_small
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
 from featurecache.heads.solver.curvature import History, Preconditioner
+from featurecache.heads.solver.newton import NewtonMinimiser
 from featurecache.heads.solver.objective import GroupMoments, LinearProblem, Objective
 from featurecache.heads.solver.row_space import RowSpaces
 
@@ -69,7 +70,7 @@ class LinearPath:
     tol : float
         Largest difference of an objective from its least value, relative, as far as it can be told.
     max_iter : int
-        Evaluations of the objective for one C.
+        Most passes over the rows for one C.
     """
 
     standardize: bool = True
@@ -96,7 +97,8 @@ class LinearPath:
         start : Tensor (G, K, E), optional
             `Solutions.theta_GKE` of a similar problem.
         precise : bool
-            Solve small problems to the last digits, so that equal problems give equal solutions however they are put.
+            Of one group: solve small problems to the last digits, so that equal problems give equal solutions however
+            they are put.
 
         Yields
         ------
@@ -128,38 +130,39 @@ class LinearPath:
         dtype = torch.float64 if small else data.dtype
         if start is not None and spaces is not None:
             start = spaces.inside(start)
-        minimiser = Minimiser(objective, self._tolerance(precise=precise, small=small), dtype, start)
+        solve = self._solver(objective, dtype, start, precise=precise, small=small)
         for C in Cs:
-            theta = minimiser.solve(1.0 / (C * moments.weight_G))
+            theta, num_iterations, converged = solve(1.0 / (C * moments.weight_G))
             weights, intercept = objective.raw(theta)
             if spaces is not None:
                 weights, intercept, theta = spaces.outside(weights, intercept, theta)
-            num_iterations, converged = minimiser.num_iterations.cpu().numpy(), minimiser.converged.cpu().numpy()
-            yield Solutions(C, weights, intercept, num_iterations.copy(), converged.copy(), theta)
+            yield Solutions(C, weights, intercept, num_iterations, converged, theta)
 
-    def _tolerance(self, *, precise: bool, small: bool) -> Tolerance:
+    def _solver(
+        self, objective: Objective, dtype: torch.dtype, start: Tensor | None, *, precise: bool, small: bool
+    ) -> Callable[[Tensor], tuple[Tensor, NDArray[np.int64], NDArray[np.bool_]]]:
+        """Return what minimises for a penalty, and returns solutions, passes over the rows, and which converged."""
         if precise and small:
-            return Tolerance(decrease=1e-22, gradient=1e-12, max_iter=self.max_iter, enough=self.tol / 100)
+            return partial(NewtonMinimiser(objective, self.max_iter, self.tol / 100).solve, start=start)
         # What a quasi-Newton step promises was seen to be up to ten times less than what is left to gain, and on 1,280
         # features, from one C to the next, thirty times where regularisation is weak: enough to choose by, but not to
         # end with.
         share = 100 if precise else 10
-        return Tolerance(decrease=self.tol / share, gradient=self.tol / share / 10, max_iter=self.max_iter)
+        tolerance = Tolerance(decrease=self.tol / share, gradient=self.tol / share / 10, max_iter=self.max_iter)
+        return Minimiser(objective, tolerance, dtype, start).solve
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """When a problem is solved: the next step promises less than a share of the value, or its gradient is nearly gone.
 
-    After many evaluations it must promise less, in proportion. With all of them, ``max_iter``, a problem is
-    solved if its next step promises less than ``enough``. ``gradient`` is a share of the largest slope at zero, and for
-    intercepts of the value there.
+    After many evaluations it must promise less, in proportion; with all of them, ``max_iter``, it is given up.
+    ``gradient`` is a share of the largest slope at zero, and for intercepts of the value there.
     """
 
     decrease: float
     gradient: float
     max_iter: int
-    enough: float = 0.0
 
 
 class LineSearch:
@@ -262,8 +265,8 @@ class Minimiser:
         self._at_zero, gradient = objective(zero, torch.ones_like(self.value), self._group)
         self._steepest = _largest(gradient[:, :, :-1]).clamp(min=torch.finfo(dtype).tiny)
 
-    def solve(self, penalty_G: Tensor) -> Tensor:
-        """Minimise for these penalties, starting at the last solution; returns (G, K, E)."""
+    def solve(self, penalty_G: Tensor) -> tuple[Tensor, NDArray[np.int64], NDArray[np.bool_]]:
+        """Minimise for these penalties from the last solutions; return (G, K, E), evaluations (G,), what converged."""
         self._history.change_penalty(penalty_G)
         self.num_iterations.zero_()
         self.converged.zero_()
@@ -281,7 +284,7 @@ class Minimiser:
         while True:
             step = -self._history.direction(gradient, partial(self._guess, penalty_G=penalty_G))
             slope = (gradient * step).sum((1, 2)).double()
-            promise = self._mark_converged(value, gradient, slope)
+            self._mark_converged(value, gradient, slope)
             exceeded = self.num_iterations >= self._tolerance.max_iter
             active = torch.nonzero(~self.converged & ~exhausted & ~exceeded)[:, 0]
             if not len(active):
@@ -302,12 +305,12 @@ class Minimiser:
             self._remember(search.theta - theta, search.gradient - gradient, active, penalty_G)
             theta, value, gradient = search.theta, search.value, search.gradient
             exhausted |= search.stuck
-        self.converged |= exhausted | (promise <= self._tolerance.enough)
+        self.converged |= exhausted
         self._before, self.theta, self.value = self.theta, theta, value
-        return theta
+        return theta, self.num_iterations.cpu().numpy().copy(), self.converged.cpu().numpy().copy()
 
-    def _mark_converged(self, value: Tensor, gradient: Tensor, slope: Tensor) -> Tensor:
-        """Take note of what has converged, and return the share of its value that each next step promises."""
+    def _mark_converged(self, value: Tensor, gradient: Tensor, slope: Tensor) -> None:
+        """Take note of what has converged: its next step promises too small a share of its value."""
         weights, intercept = _largest(gradient[:, :, :-1]), _largest(gradient[:, :, -1:])
         small = (weights <= self._tolerance.gradient * self._steepest) & (
             intercept <= self._tolerance.gradient * self._at_zero
@@ -316,7 +319,6 @@ class Minimiser:
         unsure = (self.num_iterations / _EVALUATIONS_PER_PROMISE).clamp(min=1.0)
         promise = unsure * -slope / 2 / value.abs().clamp(min=torch.finfo(torch.float64).tiny)
         self.converged |= (promise <= self._tolerance.decrease) | small
-        return promise
 
     def _in_float64(self) -> None:
         self._dtype = torch.float64
