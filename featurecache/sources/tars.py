@@ -133,12 +133,12 @@ class Tars:
     def _remember(self, unit: Unit, members: dict[str, _Member]) -> None:
         """Keep where the samples of the tars that were listed last lie."""
         self._members.pop(unit.name, None)
-        total = sum(map(len, self._members.values())) + len(members)
+        self._members[unit.name] = members
+        total = sum(map(len, self._members.values()))
         for name in [*self._members][:-_FEWEST_TARS]:
             if total <= _MOST_MEMBERS:
                 break
             total -= len(self._members.pop(name, {}))
-        self._members[unit.name] = members
 
     def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
         """Yield the images of a tar by one pass over it, or as they were kept when it was listed."""
