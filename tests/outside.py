@@ -17,9 +17,7 @@ from torch import nn
 
 from featurecache.backbones.provider import Provided
 from featurecache.errors import HeadError, InputError
-from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.work import work
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.engines.job import Job, Report
 from featurecache.heads.head import HeadMixin
 from featurecache.heads.modules import Linear, Softmax
 from featurecache.progress import Progress
@@ -93,9 +91,9 @@ class Twice:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+    def run(self, job: Job[Report]) -> Iterator[Report]:
         for _ in range(2):
-            yield work(pickle.loads(pickle.dumps(job)), progress=self.progress)
+            yield pickle.loads(pickle.dumps(job)).work(progress=self.progress)
 
 
 class Nearest(HeadMixin, ClassifierMixin, BaseEstimator):

@@ -212,6 +212,8 @@ def _what_is_kept(args: argparse.Namespace) -> str:
         return _kept_of_training(args.cache / "training")
     if args.verb == "predict":
         # A table is published whole or not at all; what was printed cannot be taken back.
+        if args.engine:
+            return f"{args.out} was not written, finished parts are kept, run the same command to go on"
         return f"{args.out} was not written" if args.out else "what was not printed is lost"
     return _KEPT.get(args.verb, "nothing was changed")
 

@@ -195,7 +195,6 @@ def named_source(args: argparse.Namespace, source: Any) -> Any:
     source
         What it calls a source.
     """
-    # A folder has no columns.
     if source is None or not Path(source).is_file():
         return source
     from featurecache.sources.opening import source_spec
@@ -241,11 +240,16 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard-rows", type=int, metavar="N", help="rows in a shard (default: 256 to 16,384, by their number)"
     )
-    # No choices: engines come from installed packages, which are asked when one is named.
-    group.add_argument("--engine", default="local", help="local (default: this process), processes, rank or ray")
-    group.add_argument("--processes", type=int, metavar="N", help="workers that an engine of several starts")
+    add_engine_options(group, default="local", help="local (default: this process), processes, rank or ray")
     add_max_bad_option(group)
     add_runtime_options(parser)
+
+
+def add_engine_options(group: Any, *, default: str | None, help: str) -> None:
+    """Add where workers run, and how many."""
+    # No choices: engines come from installed packages, which are asked when one is named.
+    group.add_argument("--engine", default=default, help=help)
+    group.add_argument("--processes", type=int, metavar="N", help="workers that an engine of several starts")
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
@@ -349,8 +353,6 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     """Return the inputs that the options name."""
     from featurecache.extraction.recomputation import Inputs
 
-    # Only what says where and how fast: rows must come out as they were stored.
-    settings = ExtractionSettings(device=args.device, num_workers=args.jobs)
     return Inputs(
         source=named_source(args, args.source),
         backbone=args.backbone,
@@ -358,7 +360,8 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
         weights_key=args.weights_key,
         text_column=args.text_column,
         id_column=args.id_column,
-        settings=settings,
+        # Only what says where and how fast: rows must come out as they were stored.
+        settings=ExtractionSettings(device=args.device, num_workers=args.jobs),
     )
 
 
@@ -391,8 +394,7 @@ def settings_of(args: argparse.Namespace) -> ExtractionSettings:
 
 
 def _num_jobs(text: str) -> int | None:
-    """Return a number of jobs; None, which is one per core, for -1 as in joblib."""
-    # As joblib counts; its other negative numbers depend on the machine.
+    """Return a number of jobs; None, which is one per core, for -1 as joblib counts."""
     if not re.fullmatch(r"-1|0*[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"needs a number from 1, or -1 for one per core, got {text!r}")
     return None if text == "-1" else int(text)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
+    add_engine_options,
     add_head_options,
     add_runtime_options,
     add_table_options,
@@ -41,7 +42,8 @@ from featurecache.cli.prediction_tables import (
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
-    from featurecache.deployment.predict import Prediction, Predictions
+    from featurecache.deployment.prediction import Prediction
+    from featurecache.deployment.saved import SavedHead
     from featurecache.errors import ReportWarning
 
 
@@ -90,6 +92,12 @@ def add_parser(verbs: Any) -> None:
         action="store_true",
         help="name inputs that are unlike all that the head was fitted on; of inputs like those one in twenty is named",
     )
+    add_engine_options(
+        parser.add_argument_group("several workers"),
+        default=None,
+        help="processes, rank, ray or local: keep finished parts beside the --out, so that a run which is killed goes "
+        "on when it is begun again (default: this process, and no parts)",
+    )
     add_runtime_options(parser)
     parser.set_defaults(run=run)
 
@@ -97,41 +105,63 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict and print; status 1 when an input is bad."""
     with without_collection():
-        from featurecache.deployment.predict import predict
+        from featurecache.deployment.parts import End, PartsFolder
+        from featurecache.deployment.predict import make_job, predict_alone, predict_shared
+        from featurecache.deployment.shared_run import run_shared
         from featurecache.table_output import TABLE_SUFFIXES
 
     _check_table_options(args)
-    # Before a network is loaded.
-    check_outputs({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
+    # Before a network is loaded. A rank may begin when the others have written the table.
+    check_outputs({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace or args.engine == "rank")
     warnings: list[ReportWarning] = []
+    job = make_job(
+        args.head,
+        [named_source(args, name) for name in args.inputs],
+        backbone=args.backbone,
+        weights=args.weights,
+        weights_key=args.weights_key,
+        layers=args.layers,
+        text_column=args.text_column,
+        id_column=args.id_column,
+        tta=args.tta,
+        outliers=_OUTLIERS if args.outliers else None,
+        settings=settings_of(args),
+        parts=parts_of(args.out) if args.engine else None,
+    )
+    # Columns that the head does not know must not be found out after hours of work.
+    table, tally, shared = _table_of(args, job.saved), _Tally(), None
     with progress_on_stderr(quiet=args.quiet) as progress:
-        predictions = predict(
-            args.head,
-            [named_source(args, name) for name in args.inputs],
-            backbone=args.backbone,
-            weights=args.weights,
-            weights_key=args.weights_key,
-            layers=args.layers,
-            text_column=args.text_column,
-            id_column=args.id_column,
-            tta=args.tta,
-            outliers=_OUTLIERS if args.outliers else None,
-            settings=settings_of(args),
-            progress=progress,
-            warnings=warnings,
-        )
-        tally = _Tally()
-        # Threads that decode end with it, also where the output cannot be written.
-        with closing(predictions):
-            _write(args, tally.counted(predictions), predictions, warnings)
+        if args.engine:
+            shared = run_shared(job, args.engine, progress, out=args.out, replace=args.replace)
+        if isinstance(shared, End):
+            tally = _Tally(shared.num_inputs, shared.num_bad, shared.first_bad)
+        else:
+            predictions = (
+                predict_alone(job, progress, warnings)
+                if shared is None
+                else predict_shared(shared, warnings, removes=False)
+            )
+            # Threads that decode end with it, also where the output cannot be written.
+            with closing(predictions):
+                _write(args, tally.counted(predictions), table, predictions.numbers, warnings)
+                if shared is not None:  # only now: what was predicted must not be lost with the table
+                    shared.finish(args.out, End(tally.num_inputs, tally.num_bad, tally.first_bad))
+                elif args.out:  # of a run that was killed
+                    PartsFolder(parts_of(args.out)).remove()
     if args.out and not args.json:
-        print_line(f"{tally.num_inputs - tally.num_bad} of {tally.num_inputs} labelled, in {args.out}")
+        by_another = ", by another process" if isinstance(shared, End) else ""
+        print_line(f"{tally.num_inputs - tally.num_bad} of {tally.num_inputs} labelled, in {args.out}{by_another}")
     if not args.json:
         print_warnings(warnings, to_stderr=args.csv)  # a table on stdout is for programs
     if tally.first_bad is not None:
-        noun, first = "rows" if args.text_column else "files", tally.first_bad
-        warn(f"{tally.num_bad} of {tally.num_inputs} {noun} could not be labelled, first {first.path}: {first.reason}")
+        noun, (first, reason) = "rows" if args.text_column else "files", tally.first_bad
+        warn(f"{tally.num_bad} of {tally.num_inputs} {noun} could not be labelled, first {first}: {reason}")
     return 1 if tally.num_bad else 0
+
+
+def parts_of(out: Path) -> Path:
+    """Return where finished parts of a table wait for the others."""
+    return out.with_name(f".{out.name}.parts")
 
 
 @dataclass
@@ -140,14 +170,15 @@ class _Tally:
 
     num_inputs: int = 0
     num_bad: int = 0
-    first_bad: Prediction | None = None
+    first_bad: list[str] | None = None
+    """Its name, and the reason."""
 
     def counted(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
         for item in predictions:
             self.num_inputs += 1
             if item.status != "ok":
                 self.num_bad += 1
-                self.first_bad = self.first_bad or item
+                self.first_bad = self.first_bad or [item.path, item.reason]
             yield item
 
 
@@ -155,6 +186,12 @@ def _check_table_options(args: argparse.Namespace) -> None:
     """Refuse what does not go together, before a network is loaded."""
     if args.csv and args.out:
         raise RequestError("--csv prints a table, and --out writes one; leave one of them out")
+    if args.engine and not args.out:
+        raise RequestError("--engine keeps finished parts beside a table; add --out FILE, or leave --engine out")
+    if args.engine == "rank" and args.json:
+        raise RequestError("with --engine rank several processes write one table; leave --json out")
+    if args.processes is not None and not args.engine:
+        raise RequestError("--processes is for engines that start several workers; add --engine processes")
     if args.columns is not None and not args.columns.strip(" ,"):
         raise RequestError("--columns names no column; say which, such as image_id,label")
     if args.columns and args.like:
@@ -171,8 +208,9 @@ def _check_table_options(args: argparse.Namespace) -> None:
         raise RequestError(f"--top-k is a number of classes from 1 up; got {args.top_k}")
 
 
-def _table_of(args: argparse.Namespace, predictions: Predictions) -> PredictionTable:
-    classes, numbers = predictions.classes, predictions.numbers
+def _table_of(args: argparse.Namespace, saved: SavedHead) -> PredictionTable:
+    names, is_regression = list(saved.classes), saved.kind == "regression"
+    classes, numbers = ([], names) if is_regression else (names, [])
     if args.columns or args.like:
         columns = columns_of(args.like) if args.like else [name.strip() for name in args.columns.split(",")]
         return named_table(columns, classes, numbers)
@@ -198,12 +236,15 @@ def _rows_of(
 
 
 def _write(
-    args: argparse.Namespace, counted: Iterator[Prediction], predictions: Predictions, warnings: list[ReportWarning]
+    args: argparse.Namespace,
+    counted: Iterator[Prediction],
+    table: PredictionTable,
+    names: list[str],
+    warnings: list[ReportWarning],
 ) -> None:
     """Write or print predictions as they come; only a table for people is laid out as a whole, and one like another."""
     from featurecache.table_output import safe_row
 
-    table, names = _table_of(args, predictions), predictions.numbers
     as_rows = _rows_of(args, table, warnings)
     write_out = partial(
         write_table_at,

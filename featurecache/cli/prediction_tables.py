@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
-    from featurecache.deployment.predict import Prediction
+    from featurecache.deployment.prediction import Prediction
     from featurecache.errors import ReportWarning
 
 Value = str | float | None

@@ -19,7 +19,7 @@ from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.exporting.format import FORMATS, Converter, Exported
 from featurecache.deployment.exporting.network import ExportedNetwork, trace
-from featurecache.deployment.predict import check_features
+from featurecache.deployment.predictor import check_features
 from featurecache.deployment.saved import SavedHead, open_head, with_layers
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, UnknownNameError, first_line
 from featurecache.extraction.modality import modality_of

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from featurecache.deployment.predict import Prediction, predict
+from featurecache.deployment.predict import predict
+from featurecache.deployment.prediction import Prediction
 from featurecache.deployment.saved import SavedHead, open_head
 from featurecache.errors import InputError, RequestError
 from featurecache.specs import ExtractionSettings

@@ -2,78 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from itertools import islice, repeat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
-
-from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.runtimes import Runtime, open_runtime
-from featurecache.backbones.taps import Tap, resolve_taps
-from featurecache.backbones.torch_runtime import checked_device
-from featurecache.deployment.one_network import as_one_network, can_be_one_network
-from featurecache.deployment.saved import SavedHead, open_head, with_layers
+from featurecache.deployment.listed_inputs import ListedInputs, list_inputs
+from featurecache.deployment.prediction import Prediction
+from featurecache.deployment.prediction_job import PredictionJob
+from featurecache.deployment.predictor import Predictor
+from featurecache.deployment.saved import SavedHead
+from featurecache.deployment.shared_run import SharedRun, run_shared
 from featurecache.errors import MAX_EXAMPLES, ReportWarning, RequestError
-from featurecache.extraction import drift
-from featurecache.extraction.modality import Modality, modality_of
-from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
-from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.finetuning.factories import options_to_agree
-from featurecache.heads.gradient.finetuned import FineTuned
-from featurecache.heads.outliers import LEAST_ROWS
-from featurecache.ignored import IgnoredFiles
+from featurecache.extraction.engines import make_engine
 from featurecache.progress import Progress, Silent
-from featurecache.sources.inputs import Input, inputs_of
-from featurecache.sources.opening import open_source, open_sources
-from featurecache.sources.source import check_modality
-from featurecache.specs import ExtractionSettings, ViewSpec, check_takes_views, num_views
-from featurecache.store.dtypes import decode
+from featurecache.specs import ExtractionSettings
 from featurecache.store.image_warnings import RemarkCounter
-from featurecache.store.schemas import ReferenceBody
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one input; a bad input has a status and a reason instead.
-
-    Attributes
-    ----------
-    label : str or None
-        The class; or the labels that hold, with ``;`` between them.
-    probability : float or None
-        Of the class.
-    probabilities : dict
-        Of each class, or of each label by itself.
-    numbers : dict
-        By name, where the head predicts numbers.
-    p_value : float or None
-        The share of samples like those that the head was fitted on that would be at least as unlike them; None where
-        that was not asked for.
-    is_outlier : bool or None
-        That share is at most what was asked for.
-    """
-
-    path: str
-    label: str | None
-    probability: float | None
-    probabilities: dict[str, float]
-    status: str = "ok"
-    reason: str = ""
-    numbers: dict[str, float] = field(default_factory=dict)
-    p_value: float | None = None
-    is_outlier: bool | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 class Predictions(Iterator[Prediction]):
@@ -85,17 +30,22 @@ class Predictions(Iterator[Prediction]):
         Names of the classes or labels, or of the numbers that the head predicts; the others are empty.
     """
 
-    def __init__(self, saved: SavedHead, predictions: Generator[Prediction, None, None]) -> None:
+    def __init__(
+        self, saved: SavedHead, predictions: Generator[Prediction, None, None], run: SharedRun | None = None
+    ) -> None:
         names, is_regression = list(saved.classes), saved.kind == "regression"
         self.classes, self.numbers = ([], names) if is_regression else (names, [])
-        self._predictions = predictions
+        self._predictions, self._run = predictions, run
 
     def __next__(self) -> Prediction:
         return next(self._predictions)
 
     def close(self) -> None:
-        """Release the network."""
+        """Release the network, or the parts."""
         self._predictions.close()
+        # A generator that has not begun does not end either.
+        if self._run is not None:
+            self._run.close()
 
 
 def predict(
@@ -110,6 +60,8 @@ def predict(
     id_column: str | None = None,
     tta: int | None = None,
     outliers: float | None = None,
+    engine: str = "local",
+    parts: str | Path | None = None,
     settings: ExtractionSettings | None = None,
     progress: Progress | None = None,
     warnings: list[ReportWarning] | None = None,
@@ -139,6 +91,12 @@ def predict(
     outliers : float, optional
         Name inputs that are unlike all that the head was fitted on: those that a share of at most so many, such as
         0.05, of samples like these would be as unlike as; see `featurecache.heads.outliers`.
+    engine : str
+        Where to run: ``local``, ``processes`` or ``ray``. With another one than ``local`` the call returns when all is
+        predicted.
+    parts : path, optional
+        Folder for what is finished, on a file system that all workers see: a run that is killed goes on when it is
+        begun again. What was put there is removed after the last prediction. Engines of several workers need it.
     settings : ExtractionSettings, optional
         How to run.
     progress : Progress, optional
@@ -157,68 +115,118 @@ def predict(
     BackboneMismatchError
         The backbone here would give other features than those the head was trained on.
     RequestError
-        Outliers are asked of a head that cannot tell them, or as no share.
+        Outliers are asked of a head that cannot tell them, or as no share; several workers, and no folder for parts.
     """
-    saved = open_head(head, agreed=layers)
-    # Without being asked for, p-values cost a search of neighbours for each input.
-    if outliers is None:
-        saved = replace(saved, outliers=None)
-    else:
-        if tta is not None:
-            raise RequestError("outliers are told of inputs as they are, not of views; leave --tta or --outliers out")
-        _check_outliers(saved, head, outliers)
-    views = None
-    if tta is not None:
-        check_takes_views(saved.identity.preprocess.modality, f"the head {head}", option="--tta")
-        views = replace(saved.identity.views or ViewSpec(), count=tta)
-    warnings = [] if warnings is None else warnings
-    inputs = [inputs] if isinstance(inputs, str | Path) or not isinstance(inputs, Sequence) else inputs
-    # Before the network is loaded: a name that is wrong is told at once.
-    found = _inputs(saved, inputs, text_column, id_column, warnings)
-    network = reproduce_backbone(
-        saved.identity,
-        str(saved.meta.get("weights_source", "other weights")),
-        needed_by="this head",
+    job = make_job(
+        head,
+        inputs,
         backbone=backbone,
         weights=weights,
         weights_key=weights_key,
-        also=options_to_agree(str(saved.meta.get("head")), layers),
+        layers=layers,
+        text_column=text_column,
+        id_column=id_column,
+        tta=tta,
+        outliers=outliers,
+        settings=settings or ExtractionSettings(),
+        parts=None if parts is None else Path(parts),
     )
-    settings = settings or ExtractionSettings()
-    with_layers(saved, network, layers)
-    if isinstance(saved.estimator, FineTuned):
-        # The device of the training may not be in this machine.
-        saved.estimator.set_params(device=str(checked_device(settings.device)))
-    predictions = _predict(saved, network, found, views, settings, progress or Silent(), warnings)
-    return Predictions(saved, predictions if outliers is None else _with_outliers(predictions, outliers, warnings))
+    progress, warnings = progress or Silent(), [] if warnings is None else warnings
+    if parts is None:
+        if engine != "local":
+            raise RequestError(f"the workers of the engine {engine} need a folder for finished parts; name one: parts=")
+        return predict_alone(job, progress, warnings)
+    run = run_shared(job, engine, progress)
+    assert isinstance(run, SharedRun)  # only of ranks there are others that join the parts
+    return predict_shared(run, warnings, removes=True)
 
 
-def _check_outliers(saved: SavedHead, head: str | Path, rate: float) -> None:
-    if not 0 < rate < 1:
-        raise RequestError(f"outliers are a share of samples between 0 and 1, such as 0.05; got {rate:g}")
-    if saved.outliers is None:
-        raise RequestError(
-            f"the head {head} cannot tell outliers: it was fitted on fewer than {LEAST_ROWS} samples or on "
-            "activations, or saved by an earlier release; save it again, or leave --outliers out"
-        )
-    # A conformal p-value by n usual samples is at least 1 / (n + 1).
-    if (least := 1 / (len(saved.outliers.usual) + 1)) > rate:
-        raise RequestError(
-            f"the head {head} was fitted on {len(saved.outliers.usual)} samples, which tell no share below "
-            f"{least:.3f}; ask for a share of {math.ceil(least * 100) / 100:g}"
-        )
+def make_job(head: str | Path, inputs: Any, **options: Any) -> PredictionJob:
+    """Return what `predict` was asked for.
+
+    Parameters
+    ----------
+    head, inputs
+        As for `predict`.
+    **options
+        Of `PredictionJob`.
+    """
+    several = [inputs] if isinstance(inputs, str | Path) or not isinstance(inputs, Sequence) else inputs
+    return PredictionJob(head=Path(head), inputs=tuple(several), **options)
 
 
-def _with_outliers(
-    predictions: Generator[Prediction, None, None], rate: float, warnings: list[ReportWarning]
+def predict_alone(job: PredictionJob, progress: Progress, warnings: list[ReportWarning]) -> Predictions:
+    """Predict in this process and in one piece, as predictions are asked for.
+
+    Parameters
+    ----------
+    job : PredictionJob
+    progress : Progress
+    warnings : list of ReportWarning
+        As for `predict`.
+    """
+    make_engine("local", progress, settings=job.settings)  # settings may be for several workers
+    # Before the network is loaded: a name that is wrong is told at once.
+    inputs, _, found = list_inputs(job.opened)
+    warnings += found
+    predictions = _predict(job.predictor, inputs, progress, warnings)
+    return Predictions(job.saved, with_outliers(predictions, job, warnings))
+
+
+def predict_shared(run: SharedRun, warnings: list[ReportWarning], *, removes: bool) -> Predictions:
+    """Read what several workers have predicted, as predictions are asked for.
+
+    Parameters
+    ----------
+    run : SharedRun
+        Closed with the predictions.
+    warnings : list of ReportWarning
+        As for `predict`.
+    removes : bool
+        After the last prediction, remove the finished parts.
+    """
+
+    def joined() -> Generator[Prediction, None, None]:
+        with closing(run):
+            yield from run.predictions(warnings)
+            if removes:
+                run.job.folder.remove()
+
+    return Predictions(run.job.saved, with_outliers(joined(), run.job, warnings), run)
+
+
+def _predict(
+    predictor: Predictor, inputs: ListedInputs, progress: Progress, warnings: list[ReportWarning]
 ) -> Generator[Prediction, None, None]:
-    """Say of each prediction whether its input is an outlier, and at the end how many are."""
-    number, count, names = 0, 0, list[str]()
+    remarks = RemarkCounter()
+    with closing(predictor.open(len(inputs))) as opened, closing(opened.predict([(None, inputs)])) as batches:
+        progress.start("predicting", len(inputs))
+        for _, predictions, remarked in batches:
+            for item, remark in zip(predictions, remarked, strict=True):
+                remarks.add(item.path, remark)
+            yield from predictions
+            progress.advance(len(predictions), bad=sum(item.status != "ok" for item in predictions))
+    warnings += remarks.warnings(predictor.network.preprocess)
+
+
+def with_outliers(
+    predictions: Generator[Prediction, None, None], job: PredictionJob, warnings: list[ReportWarning]
+) -> Generator[Prediction, None, None]:
+    """Say of each prediction whether its input is an outlier, and at the end how many are.
+
+    Parameters
+    ----------
+    predictions : generator of Prediction
+    job : PredictionJob
+        Where it asks for no outliers, predictions stay as they are.
+    warnings : list of ReportWarning
+    """
+    rate, number, count, names = job.outliers, 0, 0, list[str]()
     # A caller who stops early releases the network too.
     with closing(predictions):
         for item in predictions:
             number += 1
-            if item.p_value is not None:
+            if rate is not None and item.p_value is not None:
                 item = replace(item, is_outlier=item.p_value <= rate)
             if item.is_outlier:
                 count, names = count + 1, [*names, item.path][:MAX_EXAMPLES]
@@ -227,152 +235,3 @@ def _with_outliers(
         text = f"{count} of {number} inputs are unlike all that the head was fitted on, first {names[0]}: their"
         text += f" predictions mean little (of inputs like those, up to {rate:.0%} are named as well)"
         warnings.append(ReportWarning(kind="outliers", count=count, text=text, examples=tuple(names)))
-
-
-def _inputs(
-    saved: SavedHead,
-    named: Sequence[Any],
-    text_column: str | None,
-    id_column: str | None,
-    warnings: list[ReportWarning],
-) -> Sequence[Input]:
-    """Return every sample of the sources that were named; of folders, warn of pictures that are left out."""
-    preprocess = saved.identity.preprocess
-    if not any("://" in str(name) for name in named) and (preprocess.modality == "text") != (text_column is not None):
-        raise RequestError(
-            "this head labels texts: name tables, and the column that holds the texts with --text-column"
-            if preprocess.modality == "text"
-            else f"this head labels images; leave --text-column {text_column} out"
-        )
-    if text_column is not None:
-        # With several tables a row is named with its own.
-        tables = [
-            (getattr(path, "url", path), open_source(path, text_column=text_column, id_column=id_column))
-            for path in named
-        ]
-        return [
-            item for path, table in tables for item in inputs_of(table, prefix=f"{path}: " if len(tables) > 1 else "")
-        ]
-    found: list[Input] = []
-    for source in open_sources(named):
-        check_modality(source, preprocess, "this head")
-        found += inputs_of(source)
-        name = (getattr(source, "prefix", "") or source.key).rstrip("/")
-        # Classes without an image matter to nobody here.
-        left_out = replace(getattr(source, "ignored", IgnoredFiles()), folders=(), num_folders=0).warnings()
-        warnings += left_out if len(named) == 1 else [warning.about(name) for warning in left_out]
-    return found
-
-
-def _predict(
-    saved: SavedHead,
-    network: Backbone,
-    inputs: Sequence[Input],
-    views: ViewSpec | None,
-    settings: ExtractionSettings,
-    progress: Progress,
-    warnings: list[ReportWarning],
-) -> Generator[Prediction, None, None]:
-    remarks = RemarkCounter()
-    (tap,) = resolve_taps(network, [saved.tap])
-    modality = modality_of(network.preprocess, network.tokenizer, views)
-    opened = partial(open_runtime, device=settings.device, num_inputs=len(inputs) * num_views(views))
-    if can_be_one_network(saved):
-        if saved.meta.get("probe") is not None:
-            # The record is of activations before the layers: they are compared once, apart from the whole network.
-            _checked(opened(network, [tap], runtime="torch", batch_size=2), saved, tap, network, modality).close()
-        saved, network, tap = as_one_network(saved, network, tap)
-    runtime = opened(network, [tap], runtime=settings.runtime, batch_size=settings.batch_size)
-    runtime = _checked(runtime, saved, tap, network, modality)
-    progress.start("predicting", len(inputs))
-    outcomes = run_pipeline(
-        inputs,
-        runtime,
-        modality,
-        num_workers=settings.num_workers,
-    )
-    remaining = iter(inputs)
-    try:
-        with modality.undisturbed():
-            for outcome in outcomes:
-                items = list(islice(remaining, len(outcome.problems)))
-                for item, remark in zip(items, outcome.remarks, strict=True):
-                    remarks.add(item.name, remark)
-                problems = yield from _label_batch(saved, tap.name, views, outcome, items)
-                progress.advance(len(outcome.problems), bad=problems)
-        warnings += remarks.warnings(network.preprocess)
-    finally:
-        runtime.close()
-
-
-def _checked(runtime: Runtime, saved: SavedHead, tap: Tap, network: Backbone, modality: Modality) -> Runtime:
-    """Return a runtime that makes the features which the head was trained on; one that makes others is closed."""
-    try:
-        with modality.undisturbed():
-            check_features(saved, tap, runtime, network)
-    # Interrupts too: a runtime holds threads and memory of the device.
-    except BaseException:
-        runtime.close()
-        raise
-    return runtime
-
-
-def check_features(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone) -> None:
-    """Refuse a machine that makes other features than the one where the head was trained.
-
-    Parameters
-    ----------
-    saved : SavedHead
-    tap : Tap
-    runtime : Runtime
-    network : Backbone
-
-    Raises
-    ------
-    DriftError
-        The reference inputs give other features here.
-    """
-    if (record := saved.meta.get("probe")) is None:
-        return
-    recorded = msgspec.convert(record, ReferenceBody)
-    with drift.explained(recorded.provenance, runtime, "extract and train here"):
-        modality = modality_of(network.preprocess, network.tokenizer, saved.identity.views)
-        drift.check_reference(recorded, tap.name, runtime, modality)
-
-
-def _label_batch(
-    saved: SavedHead, tap: str, views: ViewSpec | None, outcome: Outcome, items: Sequence[Input]
-) -> Generator[Prediction, None, int]:
-    stored, problems = to_stored(outcome.features[tap], outcome.problems, saved.rounded_to)
-    good = [index for index in range(len(stored)) if index not in problems]
-    features = decode(stored[good], saved.rounded_to).astype(np.float32)
-    # Heads predict the good inputs of a batch in one call.
-    outputs = iter(saved.probabilities(features, num_views=num_views(views)) if good else ())
-    p_values = iter(_p_values(saved, features) if good else ())
-    for index, item in enumerate(items):
-        if index in problems:
-            yield Prediction(item.name, None, None, {}, problems[index].status, problems[index].reason)
-        else:
-            yield replace(_prediction(item.name, next(outputs), saved), p_value=next(p_values))
-    return len(problems)
-
-
-def _p_values(saved: SavedHead, features: NDArray[np.float32]) -> list[float] | Iterator[None]:
-    """Return how usual each input is, of several views (n, num_views, d) by their mean."""
-    if saved.outliers is None:
-        return repeat(None)
-    # The detector knows plain inputs, one row each.
-    rows = features.reshape(len(features), -1, saved.outliers.rows.shape[1]).mean(axis=1)
-    return [round(value, 6) for value in saved.outliers.p_values(rows).tolist()]
-
-
-def _prediction(path: str, outputs: NDArray[np.float64], saved: SavedHead) -> Prediction:
-    classes = saved.classes
-    if saved.kind == "regression":
-        return Prediction(path, None, None, {}, numbers=dict(zip(classes, outputs.tolist(), strict=True)))
-    # Features are float32 at best: further digits mean nothing.
-    every = {label: round(float(p), 6) for label, p in zip(classes, outputs, strict=True)}
-    (names,) = saved.names_of(outputs[None])
-    if saved.kind == "multilabel":
-        return Prediction(path, ";".join(names), None, every)
-    return Prediction(path, names[0], every[names[0]], every)

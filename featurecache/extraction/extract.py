@@ -242,9 +242,8 @@ def run_extraction(
         settings=settings or ExtractionSettings(),
         views=ViewSpec(count=views) if isinstance(views, int) else views,
     )
-    if job.settings.num_processes is not None and engine in ("local", "rank"):
-        raise RequestError(f"--processes is for engines that start several workers; {engine} starts none")
-    chosen = make_engine(engine, progress)  # before the scan: a wrong name must not cost the reading of a source
+    # Before the scan: a wrong name must not cost the reading of a source.
+    chosen = make_engine(engine, progress, settings=job.settings)
     with closing(job.kept):
         # Workers in other processes read by themselves.
         listing = scan(job, progress=progress, keeps=engine == "local")

@@ -165,7 +165,7 @@ class LengthLoader(Generic[Chunk]):
         self._modality, self._batch_size, self._lengths, self._meter = modality, batch_size, lengths, meter
         self._num_digested, self._num_workers = num_digested, num_workers or num_cores()
         self._most_ahead = max(_BATCHES_AHEAD, -(-_INPUTS_AHEAD // batch_size))
-        self._num_together = max(_TEXTS_TOGETHER, _BATCHES_TOGETHER * batch_size)
+        self._num_together = texts_together(batch_size)
 
     def batches(self, chunks: Iterable[tuple[Chunk, Sequence[Input]]]) -> Generator[Batch[Chunk], None, None]:
         pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
@@ -217,6 +217,11 @@ class LengthLoader(Generic[Chunk]):
         batches[-1].is_last = True
         batches[-1].order = np.argsort(np.concatenate([indices for _, indices in cut]))
         return batches
+
+
+def texts_together(batch_size: int) -> int:
+    """Return how many texts are sorted together: batches of more lengths than one are cut of these alone."""
+    return max(_TEXTS_TOGETHER, _BATCHES_TOGETHER * batch_size)
 
 
 def cut_into_batches(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +79,33 @@ class EngineContract:
         features = [FeatureStore.open(job.cache).features("stem:avg")[:] for job in (whole, rest)]
         np.testing.assert_array_equal(features[0], features[1])
 
+    def test_it_runs_jobs_of_any_kind(self, tmp_path: Path) -> None:
+        folder = tmp_path / "done"
+        folder.mkdir()
+        reports = list(self.make_engine(Silent()).run(_AnyJob(folder)))
+        assert reports != []
+        assert sorted(reports) == sorted(path.name for path in folder.iterdir())
+
     def test_an_error_in_a_worker_reaches_the_caller(self, images: Path, tmp_path: Path) -> None:
         FeatureStore.create(tmp_path / "cache")
         with pytest.raises(RequestError, match=r"holds no listing of .*; scan the source before work begins"):
             list(self.make_engine(Silent()).run(_job(images, tmp_path / "cache")))
+
+
+@dataclass(frozen=True)
+class _AnyJob:
+    """Leaves a file for each worker, and returns its name."""
+
+    folder: Path
+    settings: ExtractionSettings = SETTINGS
+
+    def work(self, *, device: str | None = None, cores: int | None = None, progress: Progress | None = None) -> str:
+        name = uuid.uuid4().hex
+        (self.folder / name).touch()
+        return name
+
+    def progress_in_words(self) -> str:
+        return f"{sum(1 for _ in self.folder.iterdir())} files"
 
 
 def _job(images: Path, cache: Path, taps: tuple[str, ...] = TAPS) -> ExtractionJob:

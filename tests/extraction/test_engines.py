@@ -173,11 +173,11 @@ def test_ranks_take_their_gpu_and_share_of_the_cores(
 ) -> None:
     asked: list[tuple[str | None, int | None]] = []
 
-    def noted(job: ExtractionJob, *, device: str | None, cores: int | None, progress: Progress) -> WorkerReport:
+    def noted(self: ExtractionJob, *, device: str | None, cores: int | None, progress: Progress) -> WorkerReport:
         asked.append((device, cores))
         return WorkerReport()
 
-    monkeypatch.setattr(rank, "work", noted)
+    monkeypatch.setattr(ExtractionJob, "work", noted)
     monkeypatch.setattr(rank, "num_cores", lambda: 16)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)

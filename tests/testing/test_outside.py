@@ -100,6 +100,9 @@ def test_from_the_source_to_predictions_and_export(
     predictions = json.loads(out)["predictions"]
     assert len(predictions) == 30
     assert sum(each["label"] == each["path"].split("/")[0] for each in predictions) >= 27
+    status, _, err = call("predict", head, source, "--quiet", "--engine", "twice", "--out", tmp_path / "t.csv")
+    assert status == 0, err
+    assert (tmp_path / "t.csv").read_text().count("\n") == 31
     status, out, err = call("export", head, "--out", tmp_path / "h.pt2", "--format", "torch", "--json")
     assert status == 0, err
     assert json.loads(out)["head"] == "nearest"

@@ -1,4 +1,4 @@
-"""Where an extraction runs. An engine only spreads work: what is computed, and its bytes, are the same everywhere.
+"""Where workers run. An engine only spreads work: what is computed, and its bytes, are the same everywhere.
 
 An engine of another distribution is found by its entry point in the group ``featurecache.engines``: a class, or any
 callable that takes ``progress``, under the name that people give to ``--engine``.
@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from featurecache.errors import RequestError
+from featurecache.extraction.engines.job import Job, Report
 from featurecache.extraction.engines.local import LocalEngine
 from featurecache.extraction.engines.processes import ProcessesEngine
 from featurecache.extraction.engines.rank import RankEngine
 from featurecache.extraction.engines.ray import RayEngine
-from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.worker_report import WorkerReport
 from featurecache.plugins import load_named
 from featurecache.progress import Progress
+from featurecache.specs import ExtractionSettings
 
 GROUP = "featurecache.engines"
 
@@ -24,16 +25,16 @@ GROUP = "featurecache.engines"
 class Engine(Protocol):
     """Runs the workers of a job, in this process or in others."""
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
-        """Call `featurecache.extraction.work.work` with the job as often, and wherever, the engine likes.
+    def run(self, job: Job[Report]) -> Iterator[Report]:
+        """Call the job's `work` as often, and wherever, the engine likes.
 
-        The source was scanned before. Workers share what is to do among them by leases in the cache, so nothing is
-        given out here, and an engine that starts one worker too many loses nothing.
+        The source was scanned before. Workers share what is to do among them by leases, so nothing is given out here,
+        and an engine that starts one worker too many loses nothing.
 
         Yields
         ------
-        WorkerReport
-            One for each worker, as they end; what a worker raised is raised here.
+        Report
+            What `work` has returned, one for each worker, as they end; what a worker raised is raised here.
         """
 
 
@@ -46,7 +47,25 @@ OWN: dict[str, Callable[[Progress], Engine]] = {
 }
 
 
-def make_engine(name: str, progress: Progress) -> Engine:
-    """Return a new engine by name; it reports to ``progress`` where it runs in this process."""
+def make_engine(name: str, progress: Progress, *, settings: ExtractionSettings | None = None) -> Engine:
+    """Return a new engine by name.
+
+    Parameters
+    ----------
+    name : str
+    progress : Progress
+        Told how far it is, where it runs in this process.
+    settings : ExtractionSettings, optional
+        Of the job that it is to run.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such engine.
+    RequestError
+        The settings are for another.
+    """
+    if settings is not None and settings.num_processes is not None and name in ("local", "rank"):
+        raise RequestError(f"--processes is for engines that start several workers; {name} starts none")
     engine: Engine = load_named("engine", name, OWN, group=GROUP)(progress)
     return engine

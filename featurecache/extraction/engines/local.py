@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.work import work
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.engines.job import Job, Report
 from featurecache.progress import Progress
 
 
@@ -17,6 +15,6 @@ class LocalEngine:
 
     progress: Progress
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+    def run(self, job: Job[Report]) -> Iterator[Report]:
         """Work, and report it."""
-        yield work(job, progress=self.progress)
+        yield job.work(progress=self.progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,10 +16,9 @@ from multiprocessing.context import SpawnProcess
 from types import ModuleType
 from typing import Any
 
+from featurecache.code_notice import LOGGER
 from featurecache.errors import RequestError, WorkerDiedError
-from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.work import work
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.engines.job import Job, Report
 from featurecache.machine import let_threads_sleep, num_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS, ExtractionSettings
@@ -42,7 +42,7 @@ class ProcessesEngine:
 
     progress: Progress
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+    def run(self, job: Job[Report]) -> Iterator[Report]:
         """Start the workers, and yield their reports as they end.
 
         Raises
@@ -73,7 +73,7 @@ class ProcessesEngine:
                     worker.process.join()
                 worker.connection.close()
 
-    def _reports(self, workers: list[_Started], job: ExtractionJob, cores: int) -> Iterator[WorkerReport]:
+    def _reports(self, workers: list[_Started], job: Job[Report], cores: int) -> Iterator[Report]:
         """Pass on what workers tell, and start another one where one was killed."""
         at_work, restarts, expected = list(workers), 0, 0
         while at_work:
@@ -128,11 +128,11 @@ class _Started:
     connection: Connection
 
     @classmethod
-    def start(cls, job: ExtractionJob, slot: _Slot, cores: int) -> _Started:
-        context = multiprocessing.get_context("spawn")
+    def start(cls, job: Job[Any], slot: _Slot, cores: int) -> _Started:
+        context, level = multiprocessing.get_context("spawn"), logging.getLogger(LOGGER).level
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=_serve, args=(theirs, job, slot, cores), name="featurecache-worker", daemon=True
+            target=_serve, args=(theirs, job, slot, cores, level), name="featurecache-worker", daemon=True
         )
         # A process that is left without what it begins with prints a traceback.
         with uninterrupted(), _no_main_module(), _signals_blocked():
@@ -183,8 +183,9 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) -> None:
+def _serve(connection: Connection, job: Job[Any], slot: _Slot, cores: int, level: int) -> None:
     """Work in a process that was started for it, and tell the starter what happens."""
+    logging.getLogger(LOGGER).setLevel(level)  # --quiet holds for workers too
     threading.Thread(target=_end_with_starter, daemon=True).start()
     let_threads_sleep()
     if slot.visible_gpu is not None:
@@ -192,7 +193,7 @@ def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) 
     try:
         with stops_cleanly():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            report = work(job, device=slot.device, cores=cores, progress=_ToStarter(connection))
+            report = job.work(device=slot.device, cores=cores, progress=_ToStarter(connection))
         connection.send(("done", report))
     except KeyboardInterrupt:
         remove_temporary()  # the starter says why

@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from featurecache.errors import RequestError
-from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.work import work
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.engines.job import Job, Report
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS
@@ -30,7 +28,7 @@ class RankEngine:
 
     progress: Progress
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+    def run(self, job: Job[Report]) -> Iterator[Report]:
         """Work, and report it.
 
         Raises
@@ -38,11 +36,7 @@ class RankEngine:
         RequestError
             Nothing says which of several this process is.
         """
-        if _number(os.environ, _RANKS) is None:
-            raise RequestError(
-                f"the engine rank is for processes that torchrun, srun or a job array starts: none of "
-                f"{', '.join(_RANKS)} is set; use --engine processes for several on this machine"
-            )
+        _check_rank(os.environ)
         local_rank, local_size = _number(os.environ, _LOCAL_RANKS) or 0, _number(os.environ, _LOCAL_SIZES) or 1
         device = None
         if job.settings.device in ("auto", "cuda", ALL_GPUS):
@@ -53,7 +47,44 @@ class RankEngine:
             device = f"cuda:{local_rank % count}" if count else "cpu"
         # A batch system that binds tasks to cores has divided them already: then this process sees no others.
         cores = max(num_cores() // local_size, 1) if num_cores() == (os.cpu_count() or 1) else None
-        yield work(job, device=device, cores=cores, progress=self.progress)
+        yield job.work(device=device, cores=cores, progress=self.progress)
+
+
+def rank_and_size(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Return what this process is called among those that were started together, and how many they are.
+
+    Parameters
+    ----------
+    environment : mapping of str to str
+        As ``os.environ``.
+
+    Raises
+    ------
+    RequestError
+        Nothing says it.
+    """
+    _check_rank(environment)
+    tasks, arrays = (_number(environment, (name,)) for name in ("SLURM_NTASKS", "SLURM_ARRAY_TASK_COUNT"))
+    if "RANK" in environment:
+        name, size = environment["RANK"], _number(environment, ("WORLD_SIZE",))
+    else:
+        # Each task of an array may be several of srun, and calls itself the only one where it is not.
+        name = "-".join(environment.get(name, "0") for name in ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID"))
+        size = None if tasks is arrays is None else (tasks or 1) * (arrays or 1)
+    if not size:
+        raise RequestError(
+            "nothing says how many processes write one table: set WORLD_SIZE, as torchrun does (srun sets "
+            "SLURM_NTASKS, and job arrays SLURM_ARRAY_TASK_COUNT)"
+        )
+    return name, size
+
+
+def _check_rank(environment: Mapping[str, str]) -> None:
+    if _number(environment, _RANKS) is None:
+        raise RequestError(
+            f"the engine rank is for processes that torchrun, srun or a job array starts: none of {', '.join(_RANKS)} "
+            "is set; use --engine processes for several on this machine"
+        )
 
 
 def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:

@@ -11,9 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from featurecache.errors import MissingExtraError, RequestError
-from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.work import work
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.engines.job import Job, Report
 from featurecache.machine import at_most_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS
@@ -28,12 +26,12 @@ class RayEngine:
     """Runs a job on the cluster of ``RAY_ADDRESS``, on the one that this program is connected to, or on this machine.
 
     A task holds one GPU, or all cores of a machine. One that is lost begins again elsewhere and takes what is left. The
-    cache and the source must lie where all machines see them under the same path.
+    source and what the workers write must lie where all machines see them under the same path.
     """
 
     progress: Progress
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+    def run(self, job: Job[Report]) -> Iterator[Report]:
         """Start the tasks, and yield their reports as they end.
 
         Raises
@@ -70,15 +68,14 @@ class RayEngine:
                     if isinstance(result, Exception):
                         raise result
                     yield result
-                commits = sum(1 for _ in job.cache.glob("features/*/*/*/commits/*.json"))
-                self.progress.say(f"{commits} shards committed, {len(pending)} workers")
+                self.progress.say(f"{job.progress_in_words()}, {len(pending)} workers")
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
             if is_ours:
                 ray.shutdown()
 
-    def _slots(self, job: ExtractionJob, nodes: list[dict[str, object]]) -> list[tuple[str | None, int, int]]:
+    def _slots(self, job: Job[Report], nodes: list[dict[str, object]]) -> list[tuple[str | None, int, int]]:
         """Return device, cores and GPUs of each task."""
         found: list[tuple[str | None, int, int]] = []
         for node in nodes:
@@ -98,10 +95,10 @@ class RayEngine:
         return found
 
 
-def _work(job: ExtractionJob, device: str | None, cores: int) -> WorkerReport | Exception:
+def _work(job: Job[Report], device: str | None, cores: int) -> Report | Exception:
     """Work in a task; an error comes back as it is, without the words that Ray would put around it."""
     try:
         with at_most_cores(cores):
-            return work(job, device=device, cores=cores)
+            return job.work(device=device, cores=cores)
     except Exception as error:
         return error
