@@ -66,7 +66,7 @@ def run(
     cache : path, optional
         Folder of the cache, made when it does not exist; ``<source>.cache`` next to the source when left out, which a
         URL and samples in memory have not.
-    labels : path, mapping, DataFrame, FolderLabels or TableLabels, optional
+    labels : path, mapping, DataFrame, FolderLabels, TableLabels or LabelTable, optional
         A table that names the samples and says their classes, as a file or as a data frame; a mapping of names to
         classes; or what `labels_from_csv`, `labels_from_frame` or `labels_from_folders` gives. When left out, folders
         are classes; tables, tar files and data sets have labels of their own.
@@ -127,8 +127,7 @@ def run(
     # A mistake in a name, an option or a label must not cost an extraction.
     check_name("task", task)
     _check_options(training, opened, views, report)
-    found = _read_labels(labels, source, opened, text_column, id_column)
-    _check_labels(found, opened, training, allow_missing=allow_missing)
+    found = _checked_labels(labels, source, opened, text_column, id_column, training, allow_missing=allow_missing)
     # A path is opened once more for each backbone, as the greatest file may differ by its preprocess.
     extractions = [
         run_extraction(
@@ -283,11 +282,16 @@ def _check_options(
 
 
 def _read_labels(
-    labels: Any, source: Any, opened: Source, text_column: str | None, id_column: str | None
+    labels: Any,
+    source: Any,
+    opened: Source,
+    text_column: str | None,
+    id_column: str | None,
+    names: Sequence[str],
 ) -> FolderLabels | TableLabels:
     """Return the labels of a source: what is given, else what the source carries, else its folders."""
     from featurecache.interop.dataset_labels import labels_in_source
-    from featurecache.store.label_tables import labels_from_csv, labels_from_frame, labels_from_mapping
+    from featurecache.store.label_tables import LabelTable, labels_from_csv, labels_from_frame, labels_from_mapping
     from featurecache.store.labels import FolderLabels, TableLabels, labels_from_folders
 
     root = opened.key
@@ -295,20 +299,29 @@ def _read_labels(
         return labels_in_source(source, opened, text_column) or labels_from_folders(root)
     if isinstance(labels, str | Path):
         # A table of labels may name texts by their id instead of holding them again.
-        return labels_from_csv(labels, text_column=None if id_column else text_column, root=root)
+        return labels_from_csv(labels, text_column=None if id_column else text_column, root=root, names=names)
+    if isinstance(labels, LabelTable):
+        return labels.read(root=root, names=names)
     if isinstance(labels, FolderLabels | TableLabels):
         return replace(labels, root=root) if labels.root is None else labels
     if isinstance(labels, Mapping):
         return labels_from_mapping(labels, root=root)
     if hasattr(labels, "columns"):
-        return labels_from_frame(labels, root=root)
+        return labels_from_frame(labels, root=root, names=names)
     raise RequestError(f"labels are a path, a mapping, a data frame or what labels_from_csv gives; got {labels!r:.100}")
 
 
-def _check_labels(
-    labels: FolderLabels | TableLabels, source: Source, training: TrainingSettings, *, allow_missing: bool
-) -> None:
-    """Refuse labels that make no task of this source, and heads and metrics that are for other kinds of task."""
+def _checked_labels(
+    labels: Any,
+    source: Any,
+    opened: Source,
+    text_column: str | None,
+    id_column: str | None,
+    training: TrainingSettings,
+    *,
+    allow_missing: bool,
+) -> FolderLabels | TableLabels:
+    """Return the labels of a source; they make a task, and heads and metrics are for tasks of their kind."""
     from featurecache.evaluation.configuring import resolve
     from featurecache.evaluation.metrics import metric_of
     from featurecache.heads.thresholds import threshold_rule
@@ -318,18 +331,22 @@ def _check_labels(
     from featurecache.store.labels import FolderLabels
     from featurecache.store.task_builder import check_labels
 
-    if isinstance(labels, FolderLabels):
-        found = [label_of_path(path, labels.class_folder) for path in Entries.of(source).names]
-        check_labels([label for label in found if label is not None], labels)
+    # Not held after this: of many millions they take gigabytes.
+    names = Entries.of(opened).names
+    found = _read_labels(labels, source, opened, text_column, id_column, names)
+    if isinstance(found, FolderLabels):
+        of_folders = [label_of_path(path, found.class_folder) for path in names]
+        check_labels([label for label in of_folders if label is not None], found)
     else:
-        check_names(labels, list(Entries.of(source).names), allow_missing=allow_missing)
-        check_labels(labels.labels, labels)
-    kind = "classification" if isinstance(labels, FolderLabels) else labels.kind
+        check_names(found, names, allow_missing=allow_missing)
+        check_labels(found.labels, found)
+    kind = "classification" if isinstance(found, FolderLabels) else found.kind
     # Found and thrown away: an unknown name must not cost an extraction.
     metric_of(kind, training.metric)
     threshold_rule(training.threshold)
     for head in training.heads:
         resolve(head, kind)
+    return found
 
 
 def _advise(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 SAMPLE = 1 << 16
@@ -31,6 +31,44 @@ def delimiter_of(sample: str, default: str) -> str:
         if (alike, len(rows[0])) > most:
             best, most = mark, (alike, len(rows[0]))
     return best
+
+
+def comments_above(sample: str) -> tuple[list[str], str]:
+    """Return the lines at the start of a table that begin with ``#``, and what comes below them."""
+    lines = list(io.StringIO(sample, newline=""))  # as files have lines, and `splitlines` more
+    count = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return lines[:count], "".join(lines[count:])
+
+
+def num_above(beginning: Sequence[str], below: str, delimiter: str, is_known: Callable[[list[str]], bool]) -> int:
+    """Return how many of the lines that begin with ``#`` are comments above the table; the next may name its columns.
+
+    Parameters
+    ----------
+    beginning, below
+        As `comments_above` returns them.
+    delimiter : str
+        Between columns.
+    is_known : callable
+        Tells whether a row holds a name of a column that is known.
+    """
+
+    def first(text: str) -> list[str]:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+
+    try:
+        row = first(below.lstrip("\r\n"))
+        for number, line in enumerate(beginning):
+            fields = first(line)
+            # Fewer fields than a row are no names of columns, nor is what stands above such names.
+            is_comment = len(fields) < len(row) or (
+                is_known([name.strip() for name in row]) and not is_known([name.lstrip("# ") for name in fields])
+            )
+            if not is_comment:
+                return number
+        return len(beginning)
+    except csv.Error:  # read as it is, which says what is wrong
+        return 0
 
 
 def quotes_are_letters(lines: Iterable[str]) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 
 from featurecache.atomic import published
 from featurecache.errors import MissingExtraError, plain_text
-from featurecache.tables import ROWS_IN_A_GROUP, TAB_SUFFIXES, TableError, to_bytes
+from featurecache.table_files import TAB_SUFFIXES, TableError
+from featurecache.tables import ROWS_IN_A_GROUP, to_bytes
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 """Of tables that are written."""

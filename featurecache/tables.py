@@ -1,4 +1,4 @@
-"""Tables that are read: text as different programs write it, JSON and Parquet, row by row as text."""
+"""Tables that are read: text as different programs write it, JSON, Parquet and Excel, row by row as text."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from featurecache.json_tables import (
     rows_of_lines,
     rows_of_list,
 )
-from featurecache.table_dialects import SAMPLE, delimiter_of, quotes_are_letters, says_types
+from featurecache.table_dialects import SAMPLE, comments_above, delimiter_of, num_above, quotes_are_letters, says_types
+from featurecache.table_files import GZIP, TAB_SUFFIXES, ZIP, Inflated, check_is_table, sheet_rows, table_suffix
+from featurecache.table_files import TableError as TableError
+from featurecache.table_files import is_table_name as is_table_name
 
 Row = dict[str | None, str | None]
 """Fields by column."""
 
-TAB_SUFFIXES = (".tsv", ".tab")
-READ_SUFFIXES = (".csv", *TAB_SUFFIXES, ".parquet", ".json", ".jsonl", ".ndjson")
-"""Of files that are taken for tables where nothing else says what they are."""
 _NAMED_DELIMITER = re.compile(r"sep=(.)\r?\n")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -45,12 +45,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_NO_TABLES = {
-    b"PK\x03\x04": "a spreadsheet or another archive; save the sheet as",
-    b"\xd0\xcf\x11\xe0": "an old spreadsheet; save the sheet as",
-    b"\x1f\x8b": "compressed; unpack it to",
-}
-"""By the first bytes, what is no table, and what to do."""
 _MAX_FIELD = 16_000_000
 """Characters in one field; a quote that is left open must not swallow a file of any size."""
 
@@ -80,8 +74,7 @@ PATH_COLUMNS = (
 )
 
 
-class TableError(ValueError):
-    """A table that cannot be read; the message says why, for whoever asked to say what it was for."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +88,7 @@ class TableFormat:
     delimiter : str
         Between columns.
     num_skipped : int
-        Lines before the table: ``sep=;``, which a spreadsheet writes for itself.
+        Lines before the table: ``sep=;``, which a spreadsheet writes for itself, and comments.
     has_quotes : bool
         Quotes stand around fields; else they are letters like others.
     """
@@ -118,11 +111,14 @@ class Table:
         The line where each row ends, and its fields by column.
     format : TableFormat or None
         None where it is no text.
+    remarks : tuple of str
+        What was left out of it.
     """
 
     columns: list[str]
     rows: Iterator[tuple[int, Row]]
     format: TableFormat | None = None
+    remarks: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
         return self.rows
@@ -132,12 +128,12 @@ class Table:
 def open_table(
     path: Path, *, raw: bool = False, delimiter: str | None = None, has_header: bool = True
 ) -> Iterator[Table]:
-    """Read a table: text with columns between commas, semicolons, tabs or strokes, JSON, or Parquet.
+    """Read a table: text with columns between commas, semicolons, tabs or strokes, JSON, Parquet, or a sheet of Excel.
 
     Parameters
     ----------
     path : Path
-        The file, in UTF-8, UTF-16 or Windows' cp1252.
+        The file. Text is in UTF-8, UTF-16 or Windows' cp1252, and may be compressed by gzip.
     raw : bool
         For a table of texts: keep bytes that are no UTF-8 (`to_bytes` brings them back) instead of taking them for
         cp1252.
@@ -154,14 +150,19 @@ def open_table(
     # The limit is the module's: it is put back for other readers of this process.
     before = csv.field_size_limit(_MAX_FIELD)
     try:
-        with open_regular(path) as (file, _):
-            buffered = io.BufferedReader(file)
+        with open_regular(path) as (file, status):
+            buffered: io.BufferedReader[Any] = io.BufferedReader(file)
             start = buffered.peek(64)[:64]
-            for mark, what in _NO_TABLES.items():
-                if start.startswith(mark):
-                    raise TableError(f"it is {what} CSV UTF-8")
+            if start.startswith(GZIP):
+                buffered = io.BufferedReader(Inflated(buffered, status.st_size))
+                start = buffered.peek(64)[:64]
+                if start.startswith((GZIP, ZIP, b"PAR1")):
+                    raise TableError("it is compressed by gzip over what is compressed already; unpack it")
+            check_is_table(start)
             if start.startswith(b"PAR1"):
                 yield _parquet_table(path)
+            elif start.startswith(ZIP):
+                yield _sheet_table(buffered, has_header=has_header)
             elif is_json(start):
                 yield _json_table(buffered, start)
             else:
@@ -191,9 +192,13 @@ def _text_table(
         skipped, sample = 1, sample[named.end() :]
         delimiter = delimiter or named[1]
         text.readline()
-    default = "\t" if path.suffix.lower() in TAB_SUFFIXES else ","
-    found = TableFormat(encoding, delimiter or delimiter_of(sample, default), skipped)
-    if found.delimiter == "\t" and quotes_are_letters(_lines(text)):
+    default = "\t" if table_suffix(path) in TAB_SUFFIXES else ","
+    beginning, below = comments_above(sample)
+    mark = delimiter or delimiter_of(below or sample, default)
+    num_comments = num_above(beginning, below, mark, lambda row: has_header and bool(sample_columns(row)))
+    skipped += num_comments
+    found = TableFormat(encoding, mark, skipped)
+    if found.delimiter == "\t" and quotes_are_letters(islice(_lines(text), num_comments, None)):
         found = replace(found, has_quotes=False)
     text.seek(0)
     for _ in range(skipped):
@@ -212,9 +217,10 @@ def _text_table(
     columns = [name.strip() for name in first] if has_header else [str(k + 1) for k in range(len(first))]
     # The two rows in which Orange says types and roles of columns are no samples.
     ahead = [(number, first)] if not has_header else list(islice(rows, 2))
-    if has_header and path.suffix.lower() == ".tab" and says_types([row for _, row in ahead]):
+    if has_header and table_suffix(path) == ".tab" and says_types([row for _, row in ahead]):
         ahead = []
-    return Table(columns, ((number, _by_column(columns, row)) for number, row in chain(ahead, rows)), found)
+    remarks = (f"lines above the table that begin with # are left out: {num_comments}",) if num_comments else ()
+    return Table(columns, ((number, _by_column(columns, row)) for number, row in chain(ahead, rows)), found, remarks)
 
 
 def _by_column(columns: Sequence[str], fields: Sequence[str]) -> Row:
@@ -266,6 +272,20 @@ def _parquet_table(path: Path) -> Table:
                 yield number, _fields_of(values)
 
     return Table(file.schema_arrow.names, rows())
+
+
+def _sheet_table(file: io.BufferedReader[Any], *, has_header: bool) -> Table:
+    rows, others = sheet_rows(file)
+    fields = ((number, [field_of(value) or "" for value in values]) for number, values in rows)
+    number, first = next(fields, (0, list[str]()))
+    if not first:
+        raise TableError("its first sheet is empty; its first row names the columns")
+    columns = [name.strip() for name in first] if has_header else [str(k + 1) for k in range(len(first))]
+    ahead = [] if has_header else [(number, first)]
+    # Cells at the end of a row that are empty are not written.
+    whole = ((number, row + [""] * (len(columns) - len(row))) for number, row in chain(ahead, fields))
+    every = ((number, _by_column(columns, row)) for number, row in whole)
+    return Table(columns, every, remarks=(others,) if others else ())
 
 
 def _json_table(file: io.BufferedReader[Any], start: bytes) -> Table:
@@ -329,6 +349,23 @@ def sample_columns(columns: Sequence[str]) -> list[str]:
     """Return those columns that are known to name samples, the one that is taken first."""
     plain = {plain_name(name): name for name in reversed(columns)}
     return [plain[name] for name in PATH_COLUMNS if name in plain]
+
+
+def columns_of_files(columns: Sequence[str], sample: Sequence[Mapping[str | None, str | None]]) -> list[str]:
+    """Return those columns whose entries all end as names of image files do.
+
+    Parameters
+    ----------
+    columns : sequence of str
+    sample : sequence of mapping
+        The first rows.
+    """
+    found = []
+    for name in columns:
+        entries = {(row.get(name) or "").strip().lower() for row in sample} - {""}
+        if entries and all(entry.endswith(IMAGE_SUFFIXES) for entry in entries):
+            found.append(name)
+    return found
 
 
 def plain_name(name: str) -> str:

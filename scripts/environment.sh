@@ -5,7 +5,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 python="$venv/bin/python"
 # What all tests need.
-test_extras=dev,timm,hf,clip,text,cpu,export,parquet,heif,labels,adapt,datasets,demo
+test_extras=dev,timm,hf,clip,text,cpu,export,parquet,excel,heif,labels,adapt,datasets,demo
 # Packages are installed without being compiled; what is imported is compiled once, not again by every process.
 unset PYTHONDONTWRITEBYTECODE
 

@@ -30,6 +30,7 @@ FLOORS = {
     "machine": 1,
     "json_tables": 1,
     "table_dialects": 1,
+    "table_files": 1,
     "devices": 1,
     "spill": 1,
     "tables": 1,

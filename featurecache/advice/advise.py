@@ -21,6 +21,7 @@ from featurecache.errors import RequestError
 from featurecache.evaluation.domains import cached_rows_of_domain, rows_of_domain
 from featurecache.heads.threads import one_thread
 from featurecache.progress import shows_progress
+from featurecache.sources.opening import SourceSpec, open_spec, table_options
 from featurecache.specs import as_tuple
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.samples import Rows
@@ -40,7 +41,7 @@ def advise(
     target_domain: str | None = None,
     label_next: int | None = None,
     unlabelled: bool = False,
-    source: str | Path | None = None,
+    source: str | Path | SourceSpec | None = None,
     text_column: str | None = None,
     id_column: str | None = None,
     source_options: Sequence[str] = (),
@@ -76,7 +77,7 @@ def advise(
         Name so many of the cached samples without a label, the most useful to label first.
     unlabelled : bool
         Say what there is in the samples without looking at labels: clusters, near-copies, outliers.
-    source : path, optional
+    source : path or SourceSpec, optional
         Where the samples come from, for the commands that are named, for ``minutes`` and for ``layers_scan``.
     text_column, id_column : str, optional
         Of a source that is a table.
@@ -153,8 +154,8 @@ def advise(
             evidence,
             arms,
             target=target,
-            source=source,
-            source_options=source_options or _column_options(text_column, id_column),
+            source=source.url if isinstance(source, SourceSpec) else source,
+            source_options=source_options or _column_options(source, text_column, id_column),
             not_made=not_made,
             layers=layers,
             look_at_test=look_at_test,
@@ -170,7 +171,11 @@ def advise(
     return findings
 
 
-def _column_options(text_column: str | None, id_column: str | None) -> list[str]:
+def _column_options(
+    source: str | Path | SourceSpec | None, text_column: str | None, id_column: str | None
+) -> Sequence[str]:
+    if isinstance(source, SourceSpec):
+        return table_options(open_spec(source))
     columns = {"--text-column": text_column, "--id-column": id_column}
     return [word for option, column in columns.items() if column is not None for word in (option, column)]
 
@@ -181,7 +186,7 @@ def _check_request(
     minutes: float | None,
     *,
     layers_scan: bool,
-    source: str | Path | None,
+    source: str | Path | SourceSpec | None,
 ) -> None:
     """Raise `RequestError` for options that mean nothing, or nothing without another, before anything is computed."""
     for topic in only:

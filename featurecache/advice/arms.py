@@ -16,7 +16,7 @@ from featurecache.errors import InputError
 from featurecache.extraction.reproduction import opened_by_name
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input, inputs_of
-from featurecache.sources.opening import open_source
+from featurecache.sources.opening import SourceSpec, open_source
 from featurecache.specs import BackboneRequest
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
@@ -36,12 +36,12 @@ class ArmSource:
 
     Attributes
     ----------
-    path : str
+    path : path or SourceSpec
     text_column, id_column : str or None
-        Of a table.
+        Of a table that is named by its path.
     """
 
-    path: str | Path
+    path: str | Path | SourceSpec
     text_column: str | None = None
     id_column: str | None = None
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_jobs_option, verb_parser
+from featurecache.cli.options import add_jobs_option, add_table_options, named_source, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
 from featurecache.cli.output_files import add_raw_cells_option, write_table_at
 from featurecache.errors import RequestError
@@ -81,8 +81,7 @@ def add_parser(verbs: Any) -> None:
         "task, or a pattern of paths such as 'webcam/*'",
     )
     parser.add_argument("--source", metavar="SOURCE", help="where the samples come from, for the commands it names")
-    parser.add_argument("--text-column", metavar="NAME", help="of a source that is a table, what holds the texts")
-    parser.add_argument("--id-column", metavar="NAME", help="of such a table, what names them")
+    add_table_options(parser)
     parser.add_argument(
         "--minutes",
         type=float,
@@ -130,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
             target_domain=args.target_domain,
             label_next=args.label_next,
             unlabelled=args.unlabelled,
-            source=args.source,
+            source=named_source(args, args.source),
             text_column=args.text_column,
             id_column=args.id_column,
             minutes=args.minutes,

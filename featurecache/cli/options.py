@@ -202,7 +202,7 @@ def named_source(args: argparse.Namespace, source: Any) -> Any:
     # As they are named wherever that says all: a table of texts has no paths in it.
     has_form = args.delimiter is not None or args.no_header
     is_text = args.text_column is not None
-    if not (has_form if is_text else args.path_column is not None or args.allow_local_urls):
+    if not has_form and (is_text or not (args.path_column is not None or args.allow_local_urls)):
         return source
     return source_spec(
         source,

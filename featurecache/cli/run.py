@@ -23,7 +23,7 @@ from featurecache.cli.options import (
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, report_failures
 from featurecache.cli.task import add_label_options, labels_of, print_task
 from featurecache.cli.train import add_training_options, print_results, training_of
-from featurecache.tables import READ_SUFFIXES
+from featurecache.tables import is_table_name
 
 if TYPE_CHECKING:
     from featurecache.run_report import RunReport
@@ -86,13 +86,13 @@ def run(args: argparse.Namespace) -> int:
 
     # Tables have the labels too, unless another one is named, which may know texts by their id.
     source, path = named_source(args, args.source), Path(args.source)
-    is_table = args.text_column is not None or (path.suffix.lower() in READ_SUFFIXES and path.is_file())
+    is_table = args.text_column is not None or (is_table_name(path) and path.is_file())
     table = args.labels or (path if is_table else None)
     by_id = args.labels is not None and args.id_column is not None
     # Tar files may have labels of their own; else the folders in them say the class.
     labels = None
     # What options say of a table that is not there is no mistake: the missing table is, and opening it says so.
-    if table is not None or path.suffix.lower() not in READ_SUFFIXES:
+    if table is not None or not is_table_name(path):
         labels = labels_of(args, table, text_column=None if by_id else args.text_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
         done = do_main_job(

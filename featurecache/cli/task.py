@@ -14,7 +14,8 @@ from featurecache.specs import EARLIER_KINDS, TASK_NOUN, TASK_NOUNS
 from featurecache.store.labels import ClassFolder
 
 if TYPE_CHECKING:
-    from featurecache.store.labels import FolderLabels, TableLabels
+    from featurecache.store.label_tables import LabelTable
+    from featurecache.store.labels import FolderLabels
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
 
@@ -142,8 +143,8 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
 
 def labels_of(
     args: argparse.Namespace, table: Path | None, *, text_column: str | None, root: Path | None = None
-) -> FolderLabels | TableLabels:
-    """Return the labels that the options name: those of a table, or of the folders where there is none.
+) -> FolderLabels | LabelTable:
+    """Return the labels that the options name: those of a table, not read yet, or of the folders where there is none.
 
     Parameters
     ----------
@@ -154,16 +155,15 @@ def labels_of(
     text_column
         Its column that holds the texts, where it does not name them.
     root
-        The source that is labelled; any of the cache where left out.
+        The source whose folders are classes; any of the cache where left out.
     """
-    from featurecache.store.label_tables import labels_from_csv
+    from featurecache.store.label_tables import LabelOptions, LabelTable
     from featurecache.store.labels import labels_from_folders
 
     if table is not None:
         if args.class_folder:
             raise RequestError("--class-folder is about folders, and a table says the labels; leave one of them out")
-        return labels_from_csv(
-            table,
+        options = LabelOptions(
             path_column=args.path_column,
             label_column=args.label_column,
             kind=args.kind,
@@ -172,15 +172,13 @@ def labels_of(
             weight_column=args.weight_column,
             domain_column=args.domain_column,
             split_column=args.split_column,
-            root=root,
             blank=args.blank,
             uncertain=args.uncertain,
             separator=args.separator,
-            delimiter=delimiter_of(args),
-            has_header=not args.no_header,
             keep_na=args.keep_na,
             merge_spellings=args.merge_spellings,
         )
+        return LabelTable(table, options, delimiter_of(args), not args.no_header)
     # `task add` takes the table as an argument, `run` as an option.
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
     if args.kind != "classification":
@@ -206,6 +204,7 @@ def labels_of(
 def run_add(args: argparse.Namespace) -> int:
     """Add a task and say what is in it."""
     from featurecache.sources.opening import open_source
+    from featurecache.store.label_tables import LabelTable
     from featurecache.store.overview import describe_task
     from featurecache.store.store import FeatureStore
 
@@ -214,8 +213,9 @@ def run_add(args: argparse.Namespace) -> int:
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
     # By its key, under which the cache has listed it.
     root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
-    labels = labels_of(args, args.labels, text_column=args.text_column, root=root)
+    named = labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
+    labels = named.read(root=root, names=store.listings.names(root) or None) if isinstance(named, LabelTable) else named
     alike = None
     if args.group_near_copies:
         # Only where it is asked for: features of all samples are compared with each other.

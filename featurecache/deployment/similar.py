@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from featurecache.heads.preparation import unit_rows
 from featurecache.sources.inputs import inputs_of
 from featurecache.sources.opening import open_sources
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 
 _BLOCK = 8192
@@ -78,21 +79,46 @@ def similar(
     names, X = _features_of(inputs, feature_set, backbone, weights)
     features = feature_set.open()
     rows = features.rows[features.usable(features.rows)]
-    # Block by block, so that a cache of any size needs the memory of one block.
-    best_rows = np.zeros((len(X), 0), np.int64)
-    best = np.zeros((len(X), 0), np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        some = rows[start : start + _BLOCK]
-        values = np.concatenate([best, X @ unit_rows(features.read(some).astype(np.float32)).T], axis=1)
-        owners = np.concatenate([best_rows, np.broadcast_to(some, (len(X), len(some)))], axis=1)
-        # Stable: of equals the one that was cached first.
-        order = np.argsort(-values, axis=1, kind="stable")[:, :count]
-        best, best_rows = np.take_along_axis(values, order, axis=1), np.take_along_axis(owners, order, axis=1)
+    best_rows, best = nearest_rows(X, rows, features.read, count)
     found = {}
     for name, of_input, values_of_input in zip(names, best_rows, best, strict=True):
         uris = store.samples.uris_of(of_input)
         found[name] = [Neighbour(uri, float(v)) for uri, v in zip(uris, values_of_input.tolist(), strict=True)]
     return found
+
+
+def nearest_rows(
+    X: NDArray[np.float32], rows: Rows, read: Callable[[Rows], NDArray[Any]], count: int
+) -> tuple[Rows, NDArray[np.float32]]:
+    """Return the rows nearest to each input, and the cosines of their features, the greatest first.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n_inputs, n_features)
+        Of length one.
+    rows : ndarray of int64
+        That are compared. Of equals the first one counts.
+    read : callable
+        Returns the features of some rows.
+    count : int
+        Neighbours of each input; fewer where there are not so many rows.
+    """
+    count = min(count, len(rows))
+    best_rows = np.full((len(X), count), -1, np.int64)
+    best = np.full((len(X), count), -np.inf, np.float32)
+    # Block by block, so that a cache of any size needs the memory of one block.
+    for start in range(0, len(rows), _BLOCK):
+        some = rows[start : start + _BLOCK]
+        values = X @ unit_rows(read(some).astype(np.float32)).T
+        # To sort all of each block took most of the time; few of a later one are nearer than what was found.
+        is_near = values > best[:, -1:]
+        for index in np.flatnonzero(is_near.any(axis=1)):
+            near = np.flatnonzero(is_near[index])
+            merged = np.concatenate([best[index], values[index, near]])
+            order = np.argsort(-merged, kind="stable")[:count]
+            best[index] = merged[order]
+            best_rows[index] = np.concatenate([best_rows[index], some[near]])[order]
+    return best_rows, best
 
 
 def _features_of(

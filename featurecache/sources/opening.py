@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,17 @@ from featurecache.sources.source import Source
 from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
-from featurecache.tables import READ_SUFFIXES, TableError, field_of, open_table, plain_name, sample_columns, to_bytes
+from featurecache.tables import (
+    Row,
+    TableError,
+    columns_of_files,
+    field_of,
+    is_table_name,
+    open_table,
+    plain_name,
+    sample_columns,
+    to_bytes,
+)
 
 GROUP = "featurecache.sources"
 OWN: dict[str, Callable[..., Source]] = {
@@ -39,6 +50,8 @@ OWN: dict[str, Callable[..., Source]] = {
     "h5": Hdf5Arrays,
 }
 _HDF5 = (".h5", ".hdf5")
+_SAMPLE = 200
+"""Rows by which a column of names of files is told."""
 _CONTAINERS = (*TAR_SUFFIXES, ".zip", *_HDF5)
 
 
@@ -128,11 +141,11 @@ def source_spec(
             return SourceSpec("remote_folder", f"zip://::{Path(path).absolute()}", limit)
         if text.lower().endswith(_HDF5):
             return SourceSpec("h5", f"h5://{text}")
-        if (column := _known_column(Path(path))) is not None:
+        if (column := _known_column(Path(path), delimiter=delimiter, has_header=has_header)) is not None:
             return SourceSpec(
-                "path_table", text, (("allow_local_urls", allow_local_urls), *limit, ("path_column", column))
+                "path_table", text, (("allow_local_urls", allow_local_urls), *form, *limit, ("path_column", column))
             )
-        raise SourceError(f"{path} is {_what_it_is(Path(path))}")
+        raise SourceError(f"{path} is {_what_it_is(Path(path), delimiter=delimiter, has_header=has_header)}")
     return SourceSpec("folder", text, limit)
 
 
@@ -244,6 +257,15 @@ def _frame_source(frame: Any, key: str, text_column: str | None, id_column: str 
             raise RequestError(f"the column {id_column!r} names a row twice; give each its own name")
         return InMemory(samples, "text", key)
     if not (known := sample_columns(columns)):
+        cells = {
+            str(name): map(field_of, list(frame[name])[:_SAMPLE])
+            for name in frame.columns
+            if columns.count(str(name)) == 1
+        }
+        rows: list[Row] = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        of_files = columns_of_files(list(cells), rows)
+        known = of_files if len(of_files) == 1 else []
+    if not known:
         raise RequestError(
             f"none of the columns {', '.join(columns)} is known to name images; call it path, or give a list of paths"
         )
@@ -273,24 +295,25 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
     return [*sources, *([NamedFiles(files)] if files else [])]
 
 
-def _known_column(path: Path) -> str | None:
-    """Return the column of a table that is known to name images by files; None of other files."""
-    if path.suffix.lower() not in READ_SUFFIXES:
+def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> str | None:
+    """Return the column of a table that names images by files, by its name or its entries; None of other files."""
+    if not is_table_name(path):
         return None
     try:
-        with open_table(path) as table:
+        with open_table(path, delimiter=delimiter, has_header=has_header) as table:
             # A column of ids names images too, but no files.
             known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
+            of_files = columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
     except TableError:
         return None
-    return known[0] if known else None
+    return known[0] if known else of_files[0] if len(of_files) == 1 else None
 
 
-def _what_it_is(path: Path) -> str:
+def _what_it_is(path: Path, *, delimiter: str | None, has_header: bool) -> str:
     """Say what a file is where a folder of images or a table with its column of texts was wanted."""
-    if path.suffix.lower() in READ_SUFFIXES:
+    if is_table_name(path):
         try:
-            with open_table(path, raw=True) as table:
+            with open_table(path, raw=True, delimiter=delimiter, has_header=has_header) as table:
                 columns = shortened(", ".join(table.columns))
             advice = "name the one that holds the texts with --text-column, or paths with --path-column"
             return f"a table with the columns {columns}; {advice}"

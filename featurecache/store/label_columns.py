@@ -10,7 +10,7 @@ from featurecache.errors import TaskError, UnknownNameError
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import BLANK, NO, YES
 from featurecache.store.labels import SPLIT_OF
-from featurecache.tables import PATH_COLUMNS, plain_name, sample_columns
+from featurecache.tables import IMAGE_SUFFIXES, PATH_COLUMNS, columns_of_files, plain_name, sample_columns
 
 # Compared as `plain_name` writes them; the first that a table has is taken.
 LABEL_COLUMNS = (
@@ -39,10 +39,26 @@ SPLIT_WORDS |= {"publictest": "validation", "privatetest": "test", "holdout": "t
 """Besides the names that folders have."""
 _INDEX = re.compile(r"(Unnamed: ?\d+)?|index", re.IGNORECASE)
 """What data frames call the column of their row numbers when they are written."""
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
-
 _MOST_NAMED = 20
 """Columns in a message."""
+
+
+class NoKeyColumnError(TaskError):
+    """No column is known by its name to name the samples.
+
+    Attributes
+    ----------
+    able : list of str
+        Columns that may name them under another name.
+    """
+
+    def __init__(self, able: Sequence[str], has: str) -> None:
+        self.able = list(able)
+        super().__init__(
+            f"needs a column that names the samples, such as 'path', 'file', 'image_id' or 'id'; {has}; name it with "
+            "--path-column, or if it holds texts themselves, with --text-column (where the first line is a row "
+            "already, say --no-header)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +119,8 @@ def find_columns(
 
     Raises
     ------
+    NoKeyColumnError
+        None names the samples.
     TaskError
         A column that is named is not there or there twice, or none can be told.
     """
@@ -133,7 +151,7 @@ def find_columns(
     is_found = not labels
     if is_found:
         others = [key, *taken, *(flag for flag, _ in flags)]
-        labels = [_label_column([name for name in columns if name not in others], kind)]
+        labels = [_label_column([name for name in columns if name not in others], kind, sample)]
     for name in (key, *labels, *filter(None, [split])):
         if (count := list(columns).count(name)) > 1:
             raise TaskError(f"{count} columns are called {name!r}; give them names of their own")
@@ -161,7 +179,7 @@ def _named(columns: Sequence[str], name: str, option: str) -> str:
 
 
 def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[Mapping[str | None, str | None]]) -> str:
-    if any(name.lower().endswith(_IMAGE_SUFFIXES) for name in columns):
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in columns):
         raise TaskError(
             f"the first line looks like a row and not like names of columns: {', '.join(columns)}; say --no-header if "
             "the table has none"
@@ -170,11 +188,7 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
     if known and not plain_name(known[0]).endswith("id"):
         return known[0]
     # An id may be the number of a row: names of files say more.
-    of_files = []
-    for name in columns:
-        entries = {(row.get(name) or "").strip().lower() for row in sample} - {""}
-        if name not in taken and entries and all(entry.endswith(_IMAGE_SUFFIXES) for entry in entries):
-            of_files.append(name)
+    of_files = [name for name in columns_of_files(columns, sample) if name not in taken]
     if len(of_files) == 1:
         return of_files[0]
     if known:
@@ -184,14 +198,23 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
             f"it has one column, {columns[0]!r}, and takes one that names the samples and one that says their label; "
             "if something unusual stands between columns, name it with --delimiter"
         )
-    raise TaskError(
-        "needs a column that names the samples, such as 'path', 'file', 'image_id' or 'id'; it has: "
-        f"{_some(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column (where "
-        "the first line is a row already, say --no-header)"
-    )
+    raise NoKeyColumnError(key_candidates(columns, taken), f"it has: {_some(columns)}")
 
 
-def _label_column(able: Sequence[str], kind: TaskKind) -> str:
+def key_candidates(columns: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Return the columns that may name the samples by what stands in them.
+
+    Parameters
+    ----------
+    columns : sequence of str
+    taken : sequence of str
+        Those that say something else.
+    """
+    known = {*LABEL_COLUMNS, SPLIT_COLUMN, *FLAGS, *_PLAIN_FLAGS}
+    return [name for name in dict.fromkeys(columns) if name not in taken and plain_name(name) not in known]
+
+
+def _label_column(able: Sequence[str], kind: TaskKind, sample: Sequence[Mapping[str | None, str | None]]) -> str:
     """Return the column of labels among those that say nothing else."""
     plain = {plain_name(name): name for name in reversed(able)}
     for name in LABEL_COLUMNS:
@@ -204,8 +227,12 @@ def _label_column(able: Sequence[str], kind: TaskKind) -> str:
     what = {"classification": "the class", "multilabel": "the labels", "regression": "the number"}[kind]
     if not left:
         raise TaskError(f"no column is left that could say {what}; name it with --label-column")
+    # How many values tell a class from a number or a note.
+    counts = {name: len({(row.get(name) or "").strip() for row in sample} - {""}) for name in left[:_MOST_NAMED]}
+    named = _some([f"{name} ({counts[name]})" if name in counts else name for name in left])
     raise TaskError(
-        f"it does not say which column holds {what}: {_some(left)}; name it with --label-column"
+        f"it does not say which column holds {what} (in brackets its distinct values in {len(sample)} rows): {named}; "
+        "name it with --label-column"
         + (
             "; columns of 1 and 0 for each label are --kind multilabel"
             if kind == "classification"

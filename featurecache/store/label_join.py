@@ -8,7 +8,7 @@ import numpy as np
 
 from featurecache.errors import ReportWarning, TaskError, shortened
 from featurecache.store.label_folders import label_of_path
-from featurecache.store.label_matching import match_names
+from featurecache.store.label_matching import NameMatches, is_sample_id, match_names
 from featurecache.store.labels import ClassFolder, Label, TableLabels
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
@@ -31,19 +31,22 @@ def labels_of_folders(listings: Sequence[Listing], class_folder: ClassFolder) ->
 
 
 def rows_of_labels(
-    listed: Sequence[Label], samples: SampleTable, listings: Sequence[Listing], warnings: list[ReportWarning]
+    labels: TableLabels, samples: SampleTable, listings: Sequence[Listing], warnings: list[ReportWarning]
 ) -> list[int]:
     """Return the row of each label by its name, else by its id; `MISSING` where the cache has neither.
 
     Where a file could not be read the row is `_UNREADABLE`, and a warning says how many are.
     """
+    listed = labels.labels
     in_cache = [listing.row_of for listing in listings]
     unreadable = {path for listing in listings for path in listing.problems}
     # Ids are looked for in the sample table, and need no names.
-    names = [label.key for label in listed if not _is_id(label.key) or any(label.key in rows for rows in in_cache)]
+    names = [
+        label.key for label in listed if not is_sample_id(label.key) or any(label.key in rows for rows in in_cache)
+    ]
     # With those that could not be read: a label of one would be matched to another file.
     matches = match_names(names, [path for rows in in_cache for path in rows] + sorted(unreadable))
-    warnings += matches.warnings
+    warnings += matches.warnings if labels.key_column is None else _of_key_column(labels.key_column, names, matches)
     rows = np.full(len(listed), MISSING, np.int64)
     ids: dict[int, bytes] = {}
     for index, label in enumerate(listed):
@@ -57,7 +60,7 @@ def rows_of_labels(
             rows[index] = found.pop()
         elif path is not None:
             rows[index] = _UNREADABLE
-        elif _is_id(label.key):
+        elif is_sample_id(label.key):
             ids[index] = bytes.fromhex(label.key)
     if ids:
         # All at once, as the whole table streams past them.
@@ -69,26 +72,37 @@ def rows_of_labels(
     return rows.tolist()
 
 
-def _is_id(key: str) -> bool:
-    return len(key) == 64 and not set(key.lower()) - set("0123456789abcdef")
+def _of_key_column(column: str, names: Sequence[str], matches: NameMatches) -> list[ReportWarning]:
+    """Return the warnings of how names matched, of which the first says in which column they were found."""
+    count, total = len(matches.paths), len(set(names))
+    # In one line where all were matched in one way.
+    whole = [warning for warning in matches.warnings if warning.count == count]
+    text = whole[0].text if whole else f"{count} of {total} names are in the source"
+    text = f"column {column!r} names the samples: {text}; --path-column names another"
+    others = [warning for warning in matches.warnings if warning not in whole]
+    return [ReportWarning(kind="path_column", count=count, text=text), *others]
 
 
-def missing_error(missing: Sequence[Label], num_labels: int, paths: Iterable[str]) -> TaskError:
+def missing_error(missing: Sequence[Label], labels: TableLabels, paths: Iterable[str], tried: str = "") -> TaskError:
     """Return the error about labels of inputs that are not there, with a name that shows how names of a source look.
 
     Parameters
     ----------
     missing : sequence of Label
-    num_labels : int
-        Of all labels.
+    labels : TableLabels
+        All of them.
     paths : iterable of str
         Of the source.
+    tried : str
+        How other columns fit.
     """
     name, example = missing[0].name, next(iter(paths), None)
     shown = "" if example is None else f" (the source has names such as {shortened(repr(example))})"
+    where = "" if labels.key_column is None else f" by the column {labels.key_column!r}"
+    advice = "or pass --allow-missing" if not tried else f"or say --path-column: {tried}"
     return TaskError(
-        f"{len(missing)} of {num_labels} labels are for inputs that are not in the cache, first {name!r}{shown}; "
-        "extract them, correct the names, or pass --allow-missing"
+        f"{len(missing)} of {len(labels.labels)} labels are for inputs that are not in the cache{where}, first "
+        f"{name!r}{shown}; extract them, correct the names, {advice}"
     )
 
 
@@ -103,8 +117,8 @@ def check_names(labels: TableLabels, names: Sequence[str], *, allow_missing: boo
     allow_missing : bool
         Labels of other inputs are left out.
     """
-    by_name = [label for label in labels.labels if not _is_id(label.key)]
+    by_name = [label for label in labels.labels if not is_sample_id(label.key)]
     found = match_names([label.key for label in by_name], names).paths
     missing = [label for label in by_name if label.key not in found]
     if missing and not allow_missing:
-        raise missing_error(missing, len(labels.labels), names)
+        raise missing_error(missing, labels, names)

@@ -134,6 +134,22 @@ def _stem(path: str) -> str:
     return _without_suffix(PurePosixPath(path).name)
 
 
+def name_of(entry: str) -> str:
+    """Return the entry of a table as a name of a sample, with forward slashes."""
+    return str(PurePosixPath(entry.strip().replace("\\", "/")))
+
+
+def is_sample_id(name: str) -> bool:
+    """Tell whether a name is a sample id, which no source need know."""
+    return len(name) == 64 and not set(name.lower()) - set("0123456789abcdef")
+
+
+def loose_forms(name: str) -> tuple[str, str]:
+    """Return two forms of a name: whatever rule matches two names, one has a form of the other."""
+    base = _folded(name.rstrip("/").rpartition("/")[2])
+    return base, _without_suffix(base)
+
+
 _BY_END = "by the end of the path"
 _BY_FILE = "by the name of the file without its folder and suffix"
 _RULES: tuple[tuple[str, _Form, _Form], ...] = (

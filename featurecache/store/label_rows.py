@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 
 from featurecache.errors import ReportWarning, TaskError, shortened
 from featurecache.hashing import digest_bytes
 from featurecache.store.label_columns import SPLIT_WORDS, LabelColumns
 from featurecache.store.label_entries import BLANK, NO, NO_CLASS, YES, TargetReader, number_of
+from featurecache.store.label_matching import name_of
 from featurecache.store.labels import Label
 from featurecache.store.spellings import joined_labels
 from featurecache.tables import ListField, Row, Table, to_bytes
@@ -61,7 +61,7 @@ class LabelRows:
             elif not (key := (key or "").strip()):
                 raise TaskError(f"{where}: the {columns.key} is empty; fill it or drop the line")
             else:
-                key = str(PurePosixPath(key.replace("\\", "/")))
+                key = name_of(key)
             split, group, weight = self._split(where, row), self._group(where, row), self._weight(where, row)
             self._note_splits(row)
             yield Label(key, target[0], split, shown, group, weight, target[1], self._domain(where, row))
@@ -145,6 +145,8 @@ class LabelRows:
         if table.format is not None and not table.format.has_quotes:
             text = "quotes are read as letters: read as marks around texts, they would join rows of the table"
             yield ReportWarning(kind="quotes", count=1, text=text)
+        for remark in table.remarks:
+            yield ReportWarning(kind="table", count=1, text=remark)
         if count := sum(self.unlabelled.values()):
             named = ", ".join(f"{entry!r}: {number}" for entry, number in self.unlabelled.most_common(5) if entry)
             what = f" (empty: {self.unlabelled['']}, {named})" if named else ""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from featurecache.errors import TaskError
 from featurecache.specs import TaskKind, task_kind
-from featurecache.store.label_columns import find_columns
+from featurecache.store.label_columns import NoKeyColumnError, find_columns, key_candidates
 from featurecache.store.label_entries import Reading, TargetReader
+from featurecache.store.label_join import missing_error
 from featurecache.store.label_rows import LabelRows, joined_rows
+from featurecache.store.label_search import MOST_FIELDS, MOST_ROWS, names_some, search_key_column
 from featurecache.store.labels import TableLabels
 from featurecache.tables import Row, Table, TableError, field_of, open_table, sample_columns
 
@@ -39,8 +42,9 @@ def labels_from_csv(
     has_header: bool = True,
     keep_na: bool = False,
     merge_spellings: bool = False,
+    names: Sequence[str] | None = None,
 ) -> TableLabels:
-    """Read labels from a table in a file: CSV, TSV, JSON or Parquet, in UTF-8, UTF-16 or Windows' cp1252.
+    """Read labels from a table in a file: CSV, TSV, JSON, Parquet or Excel, in UTF-8, UTF-16 or Windows' cp1252.
 
     A label or number that a table leaves open is unknown, and never taken for a no: it is left out of fitting and
     scores. A column ``split``, one that holds nothing but train, validation and test, or columns ``is_valid``,
@@ -83,24 +87,31 @@ def labels_from_csv(
         NA, NaN, None and null are names of classes; else rows with them have no label, as empty ones.
     merge_spellings : bool
         Classes that differ only in case or spaces are one, under the spelling that is used most.
+    names : sequence of str, optional
+        Of the samples of a source, as `Listings.names` gives them. Where no column of a known name names
+        any of them, the one is taken whose entries do.
 
     Raises
     ------
     TaskError
         No such file, a column is missing, or an entry says nothing that is known.
     """
-    file = Path(path)
-    if not has_header and text_column is None:
-        path_column, label_column = path_column or "1", label_column or "2"
-    options = _Options(
-        task_kind(kind), path_column, label_column, text_column, group_column, weight_column,
-        domain_column, split_column, blank, uncertain, separator, keep_na, merge_spellings,
-    )  # fmt: skip
-    try:
-        with open_table(file, raw=text_column is not None, delimiter=delimiter, has_header=has_header) as table:
-            return _read(table, options, file.name, f"{file} line", root)
-    except TableError as error:
-        raise TaskError(f"cannot read labels from {file}: {error}") from None
+    options = LabelOptions(
+        kind=kind,
+        path_column=path_column,
+        label_column=label_column,
+        text_column=text_column,
+        group_column=group_column,
+        weight_column=weight_column,
+        domain_column=domain_column,
+        split_column=split_column,
+        blank=blank,
+        uncertain=uncertain,
+        separator=separator,
+        keep_na=keep_na,
+        merge_spellings=merge_spellings,
+    )
+    return LabelTable(Path(path), options, delimiter, has_header).read(root=root, names=names)
 
 
 def labels_from_frame(
@@ -118,6 +129,7 @@ def labels_from_frame(
     uncertain: Reading = "missing",
     separator: str = ";|",
     merge_spellings: bool = False,
+    names: Sequence[str] | None = None,
 ) -> TableLabels:
     """Take labels from a data frame (pandas, polars), by the same rules as from a file.
 
@@ -128,7 +140,7 @@ def labels_from_frame(
         "NA" is the name of a class.
     path_column, label_column, kind, group_column, weight_column, domain_column, split_column
         As for `labels_from_csv`.
-    root, blank, uncertain, separator, merge_spellings
+    root, blank, uncertain, separator, merge_spellings, names
         As for `labels_from_csv`.
 
     Raises
@@ -138,24 +150,33 @@ def labels_from_frame(
     """
     if not hasattr(frame, "columns"):
         raise TaskError(f"labels_from_frame takes a data frame with columns, not a {type(frame).__name__}")
-    names = [str(name) for name in frame.columns]
+    called = [str(name) for name in frame.columns]
     # Of two columns of one name a data frame gives both at once.
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if len(set(called)) < len(called):
+        twice = next(name for name in called if called.count(name) > 1)
         raise TaskError(
-            f"{names.count(twice)} columns of the data frame are called {twice!r}; give them names of their own"
+            f"{called.count(twice)} columns of the data frame are called {twice!r}; give them names of their own"
         )
     columns = {str(name): [field_of(value) for value in frame[name]] for name in frame.columns}
     # Texts in the index may name samples, numbers of rows do not.
     index = list(getattr(frame, "index", ()))
     if path_column is None and not sample_columns(list(columns)) and all(isinstance(name, str) for name in index):
         columns = {"path": index, **columns} if index else columns
-    every: Iterator[Row] = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-    options = _Options(
-        task_kind(kind), path_column, label_column, None, group_column, weight_column, domain_column,
-        split_column, blank, uncertain, separator, True, merge_spellings,
-    )  # fmt: skip
-    return _read(Table(list(columns), enumerate(every, 1)), options, "a data frame", "row", root)
+    options = LabelOptions(
+        kind=kind,
+        path_column=path_column,
+        label_column=label_column,
+        group_column=group_column,
+        weight_column=weight_column,
+        domain_column=domain_column,
+        split_column=split_column,
+        blank=blank,
+        uncertain=uncertain,
+        separator=separator,
+        keep_na=True,
+        merge_spellings=merge_spellings,
+    )
+    return _read(lambda: _opened(columns), options, "a data frame", "row", root, names)
 
 
 def labels_from_mapping(
@@ -174,40 +195,135 @@ def labels_from_mapping(
     TaskError
         It is empty, or a name is.
     """
-    every: Iterator[Row] = ({"path": str(name), "label": field_of(label)} for name, label in labels.items())
-    options = _Options(
-        "classification", "path", "label", None, None, None, None, None, None, "missing", ";|", True, merge_spellings
-    )
-    table = Table(["path", "label"], enumerate(every, 1))
-    return _read(table, options, "a mapping", "entry", root)
+    options = LabelOptions(path_column="path", label_column="label", keep_na=True, merge_spellings=merge_spellings)
+    columns: dict[str, list[str | None]] = {"path": [str(name) for name in labels]}
+    columns["label"] = [field_of(label) for label in labels.values()]
+    return _read(lambda: _opened(columns), options, "a mapping", "entry", root, None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelOptions:
+    """What somebody says of a table of labels; see `labels_from_csv`."""
+
+    kind: TaskKind = "classification"
+    path_column: str | None = None
+    label_column: str | Sequence[str] | None = None
+    text_column: str | None = None
+    group_column: str | None = None
+    weight_column: str | None = None
+    domain_column: str | None = None
+    split_column: str | None = None
+    blank: Reading | None = None
+    uncertain: Reading = "missing"
+    separator: str = ";|"
+    keep_na: bool = False
+    merge_spellings: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", task_kind(self.kind))
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that are named for the label."""
+        named = self.label_column or ()
+        return (named,) if isinstance(named, str) else tuple(named)
+
+    @property
+    def named_columns(self) -> tuple[str, ...]:
+        """All columns that are named for something else than the samples."""
+        others = (self.group_column, self.weight_column, self.domain_column, self.split_column)
+        return (*self.label_columns, *filter(None, others))
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
-    """What a caller says of a table of labels; see `labels_from_csv`."""
+class LabelTable:
+    """A table of labels in a file that is not read yet: which column names the samples may take the source to tell.
 
-    kind: TaskKind
-    path_column: str | None
-    label_column: str | Sequence[str] | None
-    text_column: str | None
-    group_column: str | None
-    weight_column: str | None
-    domain_column: str | None
-    split_column: str | None
-    blank: Reading | None
-    uncertain: Reading
-    separator: str
-    keep_na: bool
-    merge_spellings: bool
+    Attributes
+    ----------
+    path : Path
+    options : LabelOptions
+    delimiter, has_header
+        As for `labels_from_csv`.
+    """
+
+    path: Path
+    options: LabelOptions
+    delimiter: str | None = None
+    has_header: bool = True
+
+    def read(self, *, root: str | Path | None = None, names: Sequence[str] | None = None) -> TableLabels:
+        """Return the labels.
+
+        Parameters
+        ----------
+        root, names
+            As for `labels_from_csv`.
+
+        Raises
+        ------
+        TaskError
+            See there.
+        """
+        options, is_text = self.options, self.options.text_column is not None
+        if not self.has_header and not is_text:
+            options = replace(options, path_column=options.path_column or "1", label_column=options.label_column or "2")
+
+        def opened() -> AbstractContextManager[Table]:
+            return open_table(self.path, raw=is_text, delimiter=self.delimiter, has_header=self.has_header)
+
+        try:
+            return _read(opened, options, self.path.name, f"{self.path} line", root, names)
+        except TableError as error:
+            raise TaskError(f"cannot read labels from {self.path}: {error}") from None
 
 
-def _read(table: Table, options: _Options, origin: str, where: str, root: str | Path | None) -> TableLabels:
+def _opened(columns: Mapping[str, Sequence[str | None]]) -> AbstractContextManager[Table]:
+    every: Iterator[Row] = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return nullcontext(Table(list(columns), enumerate(every, 1)))
+
+
+def _read(
+    opened: Callable[[], AbstractContextManager[Table]],
+    options: LabelOptions,
+    origin: str,
+    where: str,
+    root: str | Path | None,
+    names: Sequence[str] | None,
+) -> TableLabels:
     """Return the labels of a whole table, with what is doubtful about it.
 
-    ``where`` stands before the number of a row in messages.
+    ``where`` stands before the number of a row in messages. Where no column of a known name names any sample of
+    ``names``, the table is opened again, for one whose entries do.
     """
-    label_columns = options.label_column or ()
-    label_columns = (label_columns,) if isinstance(label_columns, str) else tuple(label_columns)
+    is_given = options.path_column is not None or options.text_column is not None
+    labels, unnamed = None, None
+    try:
+        with opened() as table:
+            labels = _read_rows(table, options, origin, where, root)
+        if is_given or names is None or names_some(labels.labels, names):
+            return labels
+    except NoKeyColumnError as error:
+        if names is None or not error.able:
+            raise TaskError(f"{where.removesuffix(' line')}: {error}") from None
+        unnamed = error
+    with opened() as table:
+        able = unnamed.able if unnamed else key_candidates(table.columns, options.named_columns)
+        most = min(MOST_ROWS, MOST_FIELDS // max(len(table.columns), 1))
+        rows = [row for _, row in islice(table, most) if any(row.values())]
+    column, tried = search_key_column(able, rows, names)
+    if column is not None:
+        with opened() as table:
+            found = _read_rows(table, replace(options, path_column=column), origin, where, root)
+        return replace(found, key_column=column)
+    if labels is not None:
+        raise missing_error(labels.labels, labels, names, tried)
+    raise TaskError(f"{where.removesuffix(' line')}: {NoKeyColumnError(able, tried)}")
+
+
+def _read_rows(table: Table, options: LabelOptions, origin: str, where: str, root: str | Path | None) -> TableLabels:
+    """Return the labels of a table whose column of samples is named, or known by its name."""
+    label_columns = options.label_columns
     if options.kind == "classification" and len(label_columns) > 1:
         raise TaskError(
             f"{len(label_columns)} label columns are named, and a sample has one class; name one column, or "
@@ -233,6 +349,8 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
             split_column=options.split_column,
             sample=[row for _, row in first],
         )
+    except NoKeyColumnError:
+        raise
     except TaskError as error:
         raise TaskError(f"{where.removesuffix(' line')}: {error}") from None
     targets = TargetReader(

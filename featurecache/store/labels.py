@@ -104,6 +104,8 @@ class TableLabels:
         What is doubtful about the table.
     merge_spellings : bool
         Classes that differ only in case or spaces are one.
+    key_column : str, optional
+        The column that names the samples, where it was found by its entries and not by its name.
     """
 
     labels: tuple[Label, ...]
@@ -113,6 +115,7 @@ class TableLabels:
     names: tuple[str, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
     merge_spellings: bool = False
+    key_column: str | None = None
 
 
 def labels_from_folders(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,12 @@ class Listings:
         folders = sorted(self.path.iterdir()) if self.path.is_dir() else []
         listings = [_newest(ShardFolder(folder, SOURCE)) for folder in folders if folder.is_dir()]
         return sorted((listing for listing in listings if listing is not None), key=lambda listing: listing.order)
+
+    def names(self, source: str | Path | None = None) -> Sequence[str]:
+        """Return the names of the samples of a source, or of all sources, by which labels find them."""
+        listings = self.all() if source is None else filter(None, [self.load(source)])
+        paths = [listing.paths for listing in listings]
+        return paths[0] if len(paths) == 1 else [*chain.from_iterable(paths)]
 
     def save(self, listing: Listing) -> Listing:
         """Make ``listing`` the newest of its source and return it as it is mapped from the disk.

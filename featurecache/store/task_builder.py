@@ -62,12 +62,13 @@ def build_task(
         listed, rows = labels_of_folders(listings, labels.class_folder)
         warnings += folder_warnings(listed) if labels.class_folder == "innermost" else []
     else:
-        listed, rows = list(labels.labels), rows_of_labels(labels.labels, samples, listings, warnings)
+        listed, rows = list(labels.labels), rows_of_labels(labels, samples, listings, warnings)
         warnings += labels.warnings
     missing = [label for label, row in zip(listed, rows, strict=True) if row == MISSING]
-    if missing and not allow_missing:
+    # Of folders none is: they are those of the listings.
+    if missing and not allow_missing and isinstance(labels, TableLabels):
         paths = (path for listing in listings for path in listing.paths)
-        raise missing_error(missing, len(listed), paths)
+        raise missing_error(missing, labels, paths)
     # Before copies are merged: two spellings of one class are then no conflict.
     listed, spelled = check_labels(listed, labels)
     warnings += spelled

@@ -60,6 +60,20 @@ def test_there_are_options_of_every_verb() -> None:
     assert {verb[0] for verb, _, _ in ALL} >= set(VERBS) - {"ls", "doctor", "backbones", "rm", "guide"}
 
 
+def test_whatever_reads_a_table_takes_how_it_is_written() -> None:
+    of_verb: dict[tuple[str, ...], set[str]] = {}
+    for verb, option, _ in ALL:
+        of_verb.setdefault(verb, set()).add(option)
+    reading = {verb: names for verb, names in of_verb.items() if names & {"--path-column", "--text-column"}}
+    assert {("run",), ("advise",), ("task", "add"), ("predict",)} <= set(reading)
+    for verb, names in reading.items():
+        flags = PARSER
+        for name in verb:
+            flags = next(a for a in flags._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
+        assert {"--path-column", "--text-column", "--delimiter"} <= names, verb
+        assert "--no-header" in flags._option_string_actions, verb
+
+
 def test_an_option_that_is_given_twice_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     for verb, option, repeats in ALL:
         value = a_value(verb, option)

@@ -164,5 +164,9 @@ def test_a_table_of_texts_without_a_header(table: Path, tmp_path: Path, capsys: 
     assert f"{len(rows)} files; since it was extracted: unchanged" in capsys.readouterr().out
     assert main(["predict", str(tmp_path / "c/heads/run"), *texts, *backbone, "--csv"]) == 0
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == len(rows)
+    asked = ["advise", str(tmp_path / "c"), "--only", "when", "--quiet", "--jobs", "1", "--json"]
+    assert main([*asked, "--minutes", "0", "--source", *texts]) == 0
+    commands = [finding["next_command"] for finding in json.loads(capsys.readouterr().out)["findings"]]
+    assert any(f"{messages} --text-column 2 --no-header" in command for command in commands if command)
     assert main(["extract", str(messages), "--no-header", "--text-column", "body", *options]) == 2
     assert "unknown column 'body'; known: 1, 2" in capsys.readouterr().err

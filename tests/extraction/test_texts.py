@@ -311,7 +311,7 @@ BAD_REQUESTS = [
     ({"id_column": "label"}, SourceError, "label 'a' names rows 1 and 2; give each row its own"),
     ({"content": b""}, SourceError, "it is empty; its first line names the columns"),
     ({"content": b"text\n"}, SourceError, "has a header but no rows"),
-    ({"content": b"PK\x03\x04"}, SourceError, "it is a spreadsheet or another archive; save the sheet as CSV UTF-8"),
+    ({"content": b"PK\x03\x04"}, SourceError, "it is no whole Excel file or archive"),
     ({"content": b"text,label\na,b,c\n"}, SourceError, "line 2 has more fields than the header"),
     ({"content": b"label,text\na\n"}, SourceError, "line 2 has fewer fields than the header"),
     ({"content": b"text,id\na,\n", "id_column": "id"}, SourceError, "line 2: the id is empty"),

@@ -10,10 +10,12 @@ from pathlib import Path
 import fsspec
 import h5py
 import numpy as np
+import pytest
 from conftest import image_bytes, tar_bytes, write_image
 
+from featurecache.errors import RequestError, SourceError
 from featurecache.sources.decoding.arrays import array_bytes
-from featurecache.sources.opening import SourceSpec, source_spec
+from featurecache.sources.opening import SourceSpec, open_source, source_spec
 from featurecache.testing import SourceContract
 
 
@@ -133,3 +135,23 @@ class TestHdf5Arrays(SourceContract):
 
 def write_tar(path: Path, samples: dict[str, bytes]) -> None:
     path.write_bytes(tar_bytes(samples, compressed=path.suffix == ".gz"))
+
+
+def test_a_column_of_names_of_files_is_the_source_whatever_it_is_called(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    paths = [write_image(tmp_path / f"{name}.png", (9, 9, 9), seed=seed) for seed, name in enumerate("abc")]
+    columns = {"stars": ["1", "2", "3"], "where it is": [path.name for path in paths], "note": ["x.png", "", "no file"]}
+    frame = pandas.DataFrame(columns)
+    frame.to_csv(tmp_path / "t.csv.gz", index=False)
+    source = open_source(tmp_path / "t.csv.gz")
+    (unit,) = source.units()
+    assert [entry.name for entry in source.list(unit)] == ["a.png", "b.png", "c.png"]
+    frame["where it is"] = [str(path) for path in paths]
+    assert len([*open_source(frame).list(unit)]) == 3
+    # Two could be meant: somebody has to say which.
+    frame["small"] = frame["where it is"]
+    frame.to_csv(tmp_path / "two.csv", index=False)
+    with pytest.raises(SourceError, match="two.csv is a table with the columns stars, where it is, note, small; name"):
+        open_source(tmp_path / "two.csv")
+    with pytest.raises(RequestError, match="none of the columns stars, where it is, note, small is known to name"):
+        open_source(frame)

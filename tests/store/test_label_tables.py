@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -76,6 +77,11 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "row numbers of pandas": (written([[str(k), *row] for k, row in enumerate(PLAIN)], ["Unnamed: 0", "img", "y"]), ""),
     "row numbers called id": (written([[str(k), *row] for k, row in enumerate(PLAIN)], ["id", "file", "species"]), ""),
     "the only other column": (written(PLAIN, ["image", "what"]), ""),
+    "compressed": (gzip.compress(written(PLAIN, ["path", "label"])), ""),
+    "with comments above": (
+        b"# exported on Monday\n# by me\n" + written(PLAIN, ["path", "label"]),
+        "lines above the table that begin with # are left out: 2",
+    ),
     "empty rows at the end": (written([*PLAIN, ["", ""], ["", ""]], ["path", "label"]), ""),
 }
 
@@ -108,6 +114,22 @@ def test_parquet_says_the_same(store: FeatureStore, tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:100])
     with pytest.raises(TaskError, match="it is no whole Parquet file"):
         labels_from_csv(tmp_path / "cut.parquet")
+
+
+def test_a_sheet_of_excel_says_the_same(store: FeatureStore, tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["image_id", "label"], *CLASSES.items()):
+        book.active.append(row)
+    book.create_sheet("notes")
+    book.save(tmp_path / "t.xlsx")
+    task = added(store, labels_from_csv(tmp_path / "t.xlsx"))
+    assert as_dict(task, store) == CLASSES
+    assert "the first of 2 sheets is read, 'Sheet'" in [warning.text for warning in task.warnings()]
+    book.active.append(["no such", "x", "more"])
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(TaskError, match=r"t.xlsx line 26 has more fields than there are columns, first 'more'"):
+        labels_from_csv(tmp_path / "t.xlsx")
 
 
 def test_a_table_without_a_header(store: FeatureStore, tmp_path: Path) -> None:

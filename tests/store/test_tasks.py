@@ -221,7 +221,10 @@ def test_unknown_task_names_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,kind,size\n1.jpg,a,3\n", "which column holds the class: kind, size; name it with --label-column"),
+        (
+            "path,kind,size\n1.jpg,a,3\n",
+            r"which column holds the class .*: kind \(1\), size \(1\); name it with --label-column",
+        ),
         ("path,split\n1.jpg,test\n", "no column is left that could say the class; name it with --label-column"),
         (
             "where,label\nx1,a\n",
