@@ -7,8 +7,8 @@ warning is given. Notes, tables and what operating systems leave behind are coun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,15 @@ class IgnoredFiles:
         """Rebuild it from `to_json`."""
         return cls(**{**value, "examples": tuple(value["examples"]), "folders": tuple(value["folders"])})
 
+    @classmethod
+    def joined(cls, several: Iterable[IgnoredFiles]) -> IgnoredFiles:
+        """Return what several hold together."""
+        total, num_folders = IgnoredCounter(), 0
+        for each in several:
+            total.update(each)
+            num_folders += each.num_folders
+        return replace(total.result(), num_folders=num_folders)
+
     def warnings(self) -> list[ReportWarning]:
         """Return the warning of what somebody will miss, if there is anything."""
         if not self.images and not self.folders:
@@ -139,7 +148,7 @@ class IgnoredCounter:
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(path)
 
-    def update(self, other: IgnoredCounter) -> None:
+    def update(self, other: IgnoredCounter | IgnoredFiles) -> None:
         """Take all that another one has counted."""
         self.images.update(other.images)
         self.others.update(other.others)

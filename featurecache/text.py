@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,46 @@ class TextColumn(Sequence[str]):
         lengths.append(np.array(block, np.uint64))
         return cls(np.frombuffer(blob, np.uint8), np.cumsum(np.concatenate(lengths), dtype="<u8"))
 
+    @classmethod
+    def of_lengths(cls, text: NDArray[np.uint8], lengths: NDArray[Any]) -> TextColumn:
+        """Make a column of how long its entries are.
+
+        Raises
+        ------
+        ValueError
+            They are not as long as ``text`` together.
+        """
+        starts = np.zeros(len(lengths) + 1, "<u8")
+        if lengths.min(initial=0) < 0:
+            raise ValueError("a text column with entries of a negative length")
+        np.cumsum(lengths, dtype="<u8", out=starts[1:])
+        return cls(text, starts)
+
+    @classmethod
+    def joined(cls, columns: Sequence[TextColumn]) -> TextColumn:
+        """Return the entries of several columns, one after the other."""
+        lengths = np.concatenate([np.zeros(1, np.uint64), *(np.diff(column.starts) for column in columns)])
+        texts = [column.text[: int(column.starts[-1])] for column in columns]
+        return cls(np.concatenate([np.zeros(0, np.uint8), *texts]), np.cumsum(lengths, dtype="<u8"))
+
+    def without_prefix(self, prefix: bytes) -> TextColumn:
+        """Return the entries without what all of them begin with.
+
+        Raises
+        ------
+        ValueError
+            One begins otherwise.
+        """
+        text, lengths = self.text[: int(self.starts[-1])], np.diff(self.starts)
+        places = self.starts[:-1, None].astype(np.int64) + np.arange(len(prefix))
+        if (lengths < len(prefix)).any() or (text[places] != np.frombuffer(prefix, np.uint8)).any():
+            raise ValueError(f"an entry does not begin with {os.fsdecode(prefix)!r}")
+        is_kept = np.ones(len(text), bool)
+        is_kept[places] = False
+        return TextColumn(
+            text[is_kept], np.append(np.uint64(0), np.cumsum(lengths - np.uint64(len(prefix)))).astype("<u8")
+        )
+
     def take(self, indices: NDArray[np.int64]) -> TextColumn:
         """Return some of the entries."""
         lengths = np.diff(self.starts)[indices]
@@ -94,6 +134,10 @@ class TextColumn(Sequence[str]):
         text = self.text if len(self.text) else np.zeros(1, np.uint8)  # HDF5 gives an empty array no bytes in the file
         return {"text": ("uint8", text), "text_start": ("uint64", self.starts)}
 
+    def compact(self) -> dict[str, tuple[str, NDArray[np.generic]]]:
+        """Return what is stored where there are many: the arrays ``text`` and ``text_length``, and their types."""
+        return {"text": self.arrays()["text"], "text_length": narrowed(np.diff(self.starts), "uint8", "int32")}
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 
@@ -104,8 +148,11 @@ class TextColumn(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # negative ones count from the end
-        return os.fsdecode(self.text[int(self.starts[index]) : int(self.starts[index + 1])].tobytes())
+        return os.fsdecode(self.bytes_at(range(len(self))[index]))  # negative ones count from the end
+
+    def bytes_at(self, index: int) -> bytes:
+        """Return the bytes of an entry."""
+        return self.text[int(self.starts[index]) : int(self.starts[index + 1])].tobytes()
 
     def __iter__(self) -> Iterator[str]:
         return map(os.fsdecode, self.encoded())
@@ -121,6 +168,64 @@ class TextColumn(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"TextColumn of {len(self)} entries"
+
+
+class PrefixedText(Sequence[str]):
+    """Entries of which those that follow each other begin alike, as the names of files in a folder do.
+
+    Parameters
+    ----------
+    prefixes : TextColumn
+    starts : ndarray of int64, shape (n_prefixes + 1,)
+        The first entry with each prefix, and the number of entries.
+    rests : TextColumn
+        What comes after the prefix in each entry.
+
+    Raises
+    ------
+    ValueError
+        The starts are not in order, or of another number of prefixes or entries.
+    """
+
+    __slots__ = ("prefixes", "rests", "starts")
+
+    def __init__(self, prefixes: TextColumn, starts: NDArray[np.int64], rests: TextColumn) -> None:
+        if len(starts) != len(prefixes) + 1 or starts[0] != 0 or starts[-1] != len(rests):
+            raise ValueError("prefixes of other entries")
+        if (starts[1:] <= starts[:-1]).any():
+            raise ValueError("prefixes that are not in order")
+        self.prefixes, self.starts, self.rests = prefixes, starts, rests
+
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of an entry."""
+        return self.prefixes.bytes_at(int(np.searchsorted(self.starts, index, side="right")) - 1) + self.rests.bytes_at(
+            index
+        )
+
+    def __len__(self) -> int:
+        return len(self.rests)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return os.fsdecode(self.encoded(range(len(self))[index]))
+
+
+def narrowed(values: NDArray[Any], narrow: str, wide: str) -> tuple[str, NDArray[Any]]:
+    """Return numbers in a narrow type where all of them fit, and its name.
+
+    Parameters
+    ----------
+    values : ndarray of int
+    narrow, wide : str
+        Types of numpy.
+    """
+    dtype = narrow if values.max(initial=0) <= np.iinfo(narrow).max else wide
+    return dtype, values.astype(dtype)
 
 
 def _check_starts(starts: NDArray[np.uint64], end: int) -> None:

@@ -21,6 +21,7 @@
     python scripts/benchmark.py recipe ants.cache ants/ --task kind --backbone torchvision:squeezenet1_1 --weights FILE
     python scripts/benchmark.py start-up photos --images 180
     python scripts/benchmark.py texts --texts 320
+    python scripts/benchmark.py units --samples 1000000
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
@@ -50,6 +51,7 @@ from benchmarks import (
     tails,
     taps,
     texts,
+    units,
 )
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
@@ -124,6 +126,7 @@ def main() -> None:
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
         "texts": (texts.bench_texts, texts.add_texts_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
+        "units": (units.bench_units, units.add_units_options),
     }
     for name, (bench, add_options) in benches.items():
         sub = which.add_parser(name, help=bench.__doc__)

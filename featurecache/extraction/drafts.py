@@ -16,9 +16,9 @@ from featurecache.store.bad_inputs import TRANSIENT
 from featurecache.store.constants import ConstantFinder
 from featurecache.store.dtypes import Array, decode
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import runs_of_rows
 from featurecache.store.image_warnings import REMARK_FIELDS
 from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
+from featurecache.store.row_runs import runs_of_rows
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.schemas import Precision
 from featurecache.store.shards import ShardWriter

@@ -184,7 +184,8 @@ def check_stored(
     """
     features = feature_set.open()
     recorded = {row: InputDigests(*digests) for c in features.commits for row, *digests in c.body.get("probe", [])}
-    held = np.intersect1d(np.array(list(recorded), np.int64), listing.unique_rows)
+    held = np.unique(np.array(list(recorded), np.int64))
+    held = held[listing.held.contains(held)]
     inputs = dict(zip(held.tolist(), inputs_of_rows(source, listing, feature_set.samples, held), strict=True))
     readable: dict[int, bytes] = {}
     for row in recorded:

@@ -80,8 +80,8 @@ def estimate(
         row_bytes[feature_set.tap] = bytes_per_sample(tap, itemsize=itemsize) + (views - 1) * itemsize * math.prod(
             tap.shape
         )
-    num_rows = sum(len(shard.rows) for shard in shards)
-    num_bytes = sum(len(shard.rows) * row_bytes[tap] for shard in shards for tap in shard.taps)
+    num_rows = sum(len(shard.runs) for shard in shards)
+    num_bytes = sum(len(shard.runs) * row_bytes[tap] for shard in shards for tap in shard.taps)
     free = shutil.disk_usage(cache).free
     found = Estimate(num_rows, num_bytes, free, num_rows * views / rate if rate else None)
     if num_bytes > free:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.extraction.scan import entries_of, identified, known_rows
+from featurecache.extraction.identify import identified, known_rows
+from featurecache.extraction.known_units import units_of
+from featurecache.extraction.unit_scan import look_at_units
 from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source
@@ -44,8 +46,8 @@ class Inventory:
         """Return how many files are in which state, as plain JSON values."""
         return {
             "root": self.now.root,
-            "files": len(self.now.paths),
-            "samples": len(self.now.unique_rows) + self.num_new,
+            "files": len(self.now),
+            "samples": len(self.now.held) + self.num_new,
             **{state: len(names) for state, names in asdict(self.changes).items()},
             "unreadable": len(self.now.problems),
             "ignored_files": self.now.ignored.count,
@@ -54,8 +56,8 @@ class Inventory:
 
     def describe(self, store: FeatureStore) -> dict[str, Any]:
         """Return `to_json`, with the samples that each feature set of the cache has, and those that no source holds."""
-        rows = self.now.unique_rows
-        cached = [{**s.to_json(), "samples": int(np.isin(rows, s.open().rows).sum())} for s in store.feature_sets()]
+        rows = self.now.held
+        cached = [{**s.to_json(), "samples": len(rows.intersection(s.open().held))} for s in store.feature_sets()]
         # Of the other sources it is known only what they held when they were last extracted.
         others = [listing for listing in store.listings.all() if listing.root != self.now.root]
         num_orphans = len(store.samples) - len(merged_rows([self.now, *others]))
@@ -147,7 +149,10 @@ def take_inventory(store: FeatureStore, source: Source, progress: Progress | Non
         The folder is missing, or holds no images.
     """
     before = store.listings.load(source.key)
-    entries = Entries.of(source, entries_of(before))
+    if (units := units_of(source)) is not None:
+        listing, unseen = look_at_units(store, source, units, before, progress or Silent())
+        return Inventory(listing, before, len(np.unique(unseen, axis=0)))
+    entries = Entries.of(source)
     rows, new = known_rows(entries, before, len(store.samples)), [np.zeros((0, 32), np.uint8)]
     for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress or Silent()):
         rows[indices] = found = store.samples.rows_of(ids)

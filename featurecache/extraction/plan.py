@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Rows
 
 # A shard is this share of what is left, so that sixteen workers could end together (guided self-scheduling,
@@ -28,20 +29,25 @@ SMALLEST_SHARD_ON_GPU = 2_048
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """Rows to compute together, and the taps that miss them."""
+    """Rows to compute together, as runs, and the taps that miss them."""
 
     taps: tuple[str, ...]
-    rows: Rows
+    runs: RowRuns
+
+    @property
+    def rows(self) -> Rows:
+        """All of them; of a plan of a hundred million rows they are made shard by shard."""
+        return self.runs.rows()
 
     @property
     def key(self) -> str:
         """Key of the commits that it leads to."""
-        return f"{self.rows[0]:012d}"
+        return f"{self.runs.starts[0]:012d}"
 
 
 def missing_shards(
     sets: Sequence[FeatureSet],
-    rows: Rows,
+    rows: RowRuns | Rows,
     *,
     postponed: Iterable[int] = (),
     shard_rows: int | None = None,
@@ -53,8 +59,8 @@ def missing_shards(
     ----------
     sets : sequence of FeatureSet
         One for each tap.
-    rows : ndarray of int64
-        Those that the source holds, sorted, each once.
+    rows : RowRuns or ndarray of int64
+        Those that the source holds.
     postponed : iterable of int
         Some of them that are left for another run.
     shard_rows, smallest : int
@@ -69,12 +75,17 @@ def missing_shards(
     for feature_set in sets:
         features = feature_set.open()
         features.check_files()  # sizes only: this is done at each run, and checksums come with reading
-        cached[feature_set.tap] = np.union1d(features.rows, np.fromiter(postponed, np.int64))
+        left = RowRuns.of(np.fromiter(postponed, np.int64))
+        cached[feature_set.tap] = RowRuns.union((each.starts, each.stops) for each in (features.held, left))
     return plan_extraction(rows, cached, shard_rows=shard_rows, smallest=smallest)
 
 
 def plan_extraction(
-    rows: Rows, cached: Mapping[str, Rows], *, shard_rows: int | None = None, smallest: int = SMALLEST_SHARD
+    rows: RowRuns | Rows,
+    cached: Mapping[str, RowRuns | Rows],
+    *,
+    shard_rows: int | None = None,
+    smallest: int = SMALLEST_SHARD,
 ) -> list[PlannedShard]:
     """Cut the rows that some tap misses into shards.
 
@@ -82,22 +93,21 @@ def plan_extraction(
 
     Parameters
     ----------
-    rows : ndarray of int64
-        Those that the source holds, sorted, each once.
-    cached : mapping of str to ndarray of int64
+    rows : RowRuns or ndarray of int64
+        Those that the source holds.
+    cached : mapping of str to RowRuns or ndarray of int64
         For each tap, the rows that are cached already.
     shard_rows : int, optional
         Most rows in a shard; by default as many as suit the number of rows.
     smallest : int
         Rows of the smallest shards where the sizes are chosen here.
     """
-    groups: dict[tuple[str, ...], Rows] = {(): rows}
+    rows = RowRuns.of(rows)
+    groups: dict[tuple[str, ...], RowRuns] = {(): rows}
     for tap, held in cached.items():
-        split = {}
+        runs, split = RowRuns.of(held), {}
         for taps, group in groups.items():
-            # By numpy's table of integers: of ten million rows, a search for each of them would take a second.
-            is_held = np.isin(group, held, assume_unique=True)
-            split[taps], split[(*taps, tap)] = group[is_held], group[~is_held]
+            split[taps], split[(*taps, tap)] = group.intersection(runs), group.difference(runs)
         groups = {taps: group for taps, group in split.items() if len(group)}
     starts = _starts(len(rows), shard_rows, smallest)
     shards = [
@@ -105,10 +115,10 @@ def plan_extraction(
         for taps, group in groups.items()
         if taps
         # Of each shard, and not of each row: of a hundred million rows a search for each would take seconds.
-        for piece in _cut(group, np.searchsorted(group, rows[starts[:-1]]), np.diff(starts))
+        for piece in _cut(group, group.count_below(rows.at(starts[:-1])), np.diff(starts))
     ]
     # In the order of the rows, whatever misses them: shards that follow each other read files that lie together.
-    return sorted(shards, key=lambda shard: int(shard.rows[0]))
+    return sorted(shards, key=lambda shard: int(shard.runs.starts[0]))
 
 
 def _starts(num_rows: int, shard_rows: int | None, smallest: int) -> Rows:
@@ -122,12 +132,12 @@ def _starts(num_rows: int, shard_rows: int | None, smallest: int) -> Rows:
     return np.array(starts, np.int64)
 
 
-def _cut(group: Rows, firsts: Rows, sizes: Rows) -> Iterator[Rows]:
+def _cut(group: RowRuns, firsts: Rows, sizes: Rows) -> Iterator[RowRuns]:
     """Cut some of the rows where their shards begin; neighbours that fit into one shard stay together.
 
     Parameters
     ----------
-    group : ndarray of int64
+    group : RowRuns
     firsts : ndarray of int64, shape (n_shards,)
         Index in the group of the first row of each shard.
     sizes : ndarray of int64, shape (n_shards,)
@@ -138,7 +148,7 @@ def _cut(group: Rows, firsts: Rows, sizes: Rows) -> Iterator[Rows]:
     for first, end, size in zip(firsts, [*firsts[1:], len(group)], sizes, strict=True):
         if end > first and end - begin > most:
             if first > begin:
-                yield group[begin:first]
+                yield group.part(begin, first)
             begin, most = first, size
     if begin < len(group):
-        yield group[begin:]
+        yield group.part(begin, len(group))

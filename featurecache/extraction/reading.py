@@ -37,8 +37,9 @@ def inputs_of_rows(
     """
     # An unsettled stamp is none: its file could have been written again within the same tick of the clock.
     prefix = str(getattr(source, "prefix", ""))
-    stamps = listing.stamps[listing.indices_of(rows)].tolist() if by_stamp else [NO_STAMP] * len(rows)
+    indices = listing.indices_of(rows)
+    stamps = listing.stamps_of(indices).tolist() if by_stamp else [NO_STAMP] * len(rows)
     return [
         Input(source, name, identity.tobytes().hex(), tuple(stamp) if stamp[2] >= 0 else None, prefix, kept)
-        for name, identity, stamp in zip(listing.paths_of(rows), samples.ids[rows], stamps, strict=True)
+        for name, identity, stamp in zip(listing.names_of(indices), samples.ids[rows], stamps, strict=True)
     ]

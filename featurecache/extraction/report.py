@@ -135,23 +135,24 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
     """
     store = FeatureStore(job.cache)  # the scan has checked it: to open it once more would walk all its folders again
     sets = [found for name in work.sets if (found := store.feature_set_at(PurePosixPath(name))) is not None]
-    num_samples = len(listing.unique_rows)
+    num_samples = len(listing.held)
     # By what is there now: another worker may have computed what one of them had to leave.
-    lacking = {row for s in sets for row in np.setdiff1d(list(work.postponed), s.open().rows).tolist()}
+    left = np.array(list(work.postponed), np.int64)
+    lacking = {row for s in sets for row in left[~s.open().held.contains(left)].tolist()}
     postponed = {row: reason for row, reason in work.postponed.items() if row in lacking}
     # And where ``auto`` stands for another type.
-    warnings = [*listing.ignored.warnings(), *feature_warnings(sets, listing.unique_rows)]
+    warnings = [*listing.ignored.warnings(), *feature_warnings(sets, listing.held)]
     if job.settings.dtype == "auto":
         warnings += [w for s in sets if (w := float32_warning(store, s)) is not None]
     return ExtractionReport(
         store,
         sets,
-        num_files=len(listing.paths),
+        num_files=len(listing),
         num_samples=num_samples,
         num_extracted=work.num_rows,
         num_cached=(num_samples - len(postponed)) * len(job.variants) - work.num_rows,
         ignored=listing.ignored,
-        num_cut=len(rows_recorded([c for s in sets for c in s.open().commits], "cut", listing.unique_rows)),
+        num_cut=len(rows_recorded([c for s in sets for c in s.open().commits], "cut", listing.held)),
         noun="rows" if job.opened_source.modality == "text" else "files",
         bad=bad_of_source(listing, sets),
         postponed=dict(postponed.values()),

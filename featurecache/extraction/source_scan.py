@@ -48,17 +48,17 @@ class ScanReport:
     @property
     def num_files(self) -> int:
         """All inputs, those that cannot be read among them."""
-        return len(self.listing.paths)
+        return len(self.listing)
 
     @property
     def num_samples(self) -> int:
         """Inputs that can be read; copies count once."""
-        return len(self.listing.unique_rows)
+        return len(self.listing.held)
 
     @property
     def num_copies(self) -> int:
         """Inputs of the same bytes as another one."""
-        return int((self.listing.rows >= 0).sum()) - self.num_samples
+        return self.listing.num_readable - self.num_samples
 
     @property
     def warnings(self) -> list[ReportWarning]:
@@ -126,7 +126,7 @@ def scan(
         listing=listing,
         num_read=num_read,
         # Rows are given in the order in which samples are first seen.
-        num_new=int((listing.unique_rows >= num_before).sum()),
+        num_new=len(listing.held) - int(listing.held.count_below([num_before])[0]),
         noun="rows" if opened.modality == "text" else "files",
         seconds=perf_counter() - started,
     )

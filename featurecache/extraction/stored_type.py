@@ -23,6 +23,7 @@ from featurecache.extraction.pipeline import run_pipeline
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.store.listings import Listing
 from featurecache.store.precision import MOST_ERROR, error_as, finite_rows
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Column, Ids, Rows
 from featurecache.store.schemas import StoredType
 from featurecache.store.soundness import held_type
@@ -95,7 +96,7 @@ def _measured_features(
     )
     modality = modality_of(backbone.preprocess, backbone.tokenizer)
     found = {tap.name: [np.zeros((0, *tap.shape), np.float32)] for tap in taps}
-    num_found, rows = 0, smallest(store.samples.ids, listing.unique_rows, _MOST_TRIED)
+    num_found, rows = 0, smallest(store.samples.ids, listing.held, _MOST_TRIED)
     try:
         with modality.undisturbed():
             for start in range(0, len(rows), _ROWS_MEASURED):
@@ -113,14 +114,14 @@ def _measured_features(
     return {name: np.concatenate(pieces)[:_ROWS_MEASURED] for name, pieces in found.items()}
 
 
-def smallest(ids: Column | Ids, rows: Rows, count: int) -> Rows:
+def smallest(ids: Column | Ids, rows: RowRuns | Rows, count: int) -> Rows:
     """Return the rows with the smallest ids, in the order of these.
 
     Parameters
     ----------
     ids : Column or ndarray
         Ids by row; they are read block by block, however many there are.
-    rows : ndarray of int64
+    rows : RowRuns or ndarray of int64
         Among which rows.
     count : int
         How many.

@@ -60,7 +60,7 @@ def work(
             )
         report, types = WorkerReport(), dict[str, str]()
         for views, sets in recall(job, store).items():
-            if sets is None or missing_shards(sets, listing.unique_rows):
+            if sets is None or missing_shards(sets, listing.held):
                 network, started = job.network, perf_counter()
                 # Late: torch takes seconds to import, and a run over untouched inputs takes hundredths of one.
                 from featurecache.extraction.stored_type import choose_types
@@ -82,7 +82,7 @@ def work(
                     spec=job.source if isinstance(job.source, SourceSpec) else None,
                 )
                 startup = WorkerReport(startup_seconds=perf_counter() - started)
-                report += worker.run(listing.unique_rows) + startup
+                report += worker.run(listing.held) + startup
                 # Only now: what is remembered must be there, or the next run would take it for cached.
                 if (digest := job.digests.get(views)) is not None:
                     store.remember_request(digest, sets[0].fingerprint, [s.tap for s in sets])

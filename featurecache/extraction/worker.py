@@ -44,6 +44,7 @@ from featurecache.store.bad_inputs import TRANSIENT
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.leases import Leases
 from featurecache.store.listings import Listing
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import ReferenceBody
 from featurecache.store.store import FeatureStore
@@ -119,13 +120,13 @@ class Worker:
         # read, the more of other workers' choices are among them.
         return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets), self.lengths)
 
-    def run(self, rows: Rows) -> WorkerReport:
+    def run(self, rows: RowRuns | Rows) -> WorkerReport:
         """Have the features of some rows cached, by this worker or by others that are at it.
 
         Parameters
         ----------
-        rows : ndarray of int64
-            Rows that the source holds, sorted, each once.
+        rows : RowRuns or ndarray of int64
+            Rows that the source holds.
 
         Raises
         ------
@@ -286,8 +287,9 @@ class Worker:
                     done.leased = True
                     continue
                 # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.
-                inputs = inputs_of_rows(self.source, self.listing, self.store.samples, shard.rows, kept=self.kept)
-                taken = OpenShard(taps, shard.rows, inputs, lease.pop_all())
+                rows = shard.rows
+                inputs = inputs_of_rows(self.source, self.listing, self.store.samples, rows, kept=self.kept)
+                taken = OpenShard(taps, rows, inputs, lease.pop_all())
                 self._open.append(taken)
             yield taken
 

@@ -57,8 +57,9 @@ class Source(Protocol):
     digest whenever they are read), ``is_far`` (each read asks a server: what a scan reads is kept for the worker of
     the same process), ``kept`` (a `Spill`, set by a scan: a source that must read samples to list them puts the bytes
     there under their SHA-256, and gives them from there), and a method ``unit_stamp(unit)``, which returns what the
-    names of a unit begin with and the stamp that all of them share but for the size: where an earlier listing has
-    both, the unit is not listed again.
+    names of a unit begin with, and of no other, and the stamp that all of them share but for the size: where an earlier
+    listing has both, the unit is not listed again; beside it a method ``ignored_of(unit)``, what a unit that was listed
+    holds besides samples.
     """
 
     @property

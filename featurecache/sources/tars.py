@@ -37,6 +37,9 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LABEL_SUFFIXES = (".cls", ".txt")
 # A label is a word or a line; a longer text beside an image is something else.
 _MOST_LABEL_BYTES = 1 << 16
+# Where samples lie is remembered of the tars listed last: of so many samples at most (80 MB), but of so many tars at
+# least, as a batch of inputs may lie in several.
+_MOST_MEMBERS, _FEWEST_TARS = 1 << 18, 4
 # A slip in a range must not make a list that fills the memory.
 _MOST_TARS = 1_000_000
 
@@ -100,6 +103,10 @@ class Tars:
             total.update(counter)
         return total.result()
 
+    def ignored_of(self, unit: Unit) -> IgnoredFiles:
+        """Return what lies in a tar that was listed besides images."""
+        return self._ignored[unit.name].result()
+
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the images of a tar, in its order, all with the stamp of the tar."""
         stamp, counter = self._stamp(unit), IgnoredCounter()
@@ -120,7 +127,18 @@ class Tars:
                 yield Entry(name, None)
             else:
                 yield Entry(name, (member.size, *stamp[1:]))
-        self._members[unit.name], self._ignored[unit.name] = members, counter
+        self._ignored[unit.name] = counter
+        self._remember(unit, members)
+
+    def _remember(self, unit: Unit, members: dict[str, _Member]) -> None:
+        """Keep where the samples of the tars that were listed last lie."""
+        self._members.pop(unit.name, None)
+        self._members[unit.name] = members
+        total = sum(map(len, self._members.values()))
+        for name in [*self._members][:-_FEWEST_TARS]:
+            if total <= _MOST_MEMBERS:
+                break
+            total -= len(self._members.pop(name, {}))
 
     def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
         """Yield the images of a tar by one pass over it, or as they were kept when it was listed."""
@@ -147,9 +165,10 @@ class Tars:
             now = self._stamp(unit)
             # Where a member lies is known once its tar was walked, which another process may have done.
             with self._walking:  # once, not by every thread that reads
-                if tar not in self._members:
+                if (members := self._members.get(tar)) is None:
                     list(self.list(unit))
-            if (member := self._members[tar].get(name)) is None:
+                    members = self._members[tar]
+            if (member := members.get(name)) is None:
                 raise InputError("missing", f"{tar} has no file {name[len(tar) + 1 :]!r}")
             if stamp is not None and (now is None or (member.size, *now[1:]) != stamp):
                 raise InputError("changed", "the tar was replaced while the run went on")

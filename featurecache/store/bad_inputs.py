@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.listings import Listing
@@ -46,6 +44,6 @@ def bad_of_source(listing: Listing, sets: Sequence[FeatureSet]) -> dict[str, tup
     bad = {path: ("unreadable", reason) for path, reason in listing.problems.items()}
     for feature_set in sets:
         rows = feature_set.open().bad
-        for index in np.flatnonzero(np.isin(listing.rows, list(rows))).tolist():
-            bad[listing.paths[index]] = rows[int(listing.rows[index])]
+        indices, found = listing.find_rows(list(rows))
+        bad |= {path: rows[row] for path, row in zip(listing.names_of(indices), found.tolist(), strict=True)}
     return dict(sorted(bad.items()))

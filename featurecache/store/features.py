@@ -14,6 +14,7 @@ from featurecache.store.commits import Commit
 from featurecache.store.dtypes import RETURNED, Array, decode
 from featurecache.store.folders import ShardFolder
 from featurecache.store.gathering import RowGatherer, by_shard
+from featurecache.store.row_runs import RowRuns, runs_of_rows
 from featurecache.store.samples import Rows, SampleTable
 from featurecache.store.shards import MappedShard
 
@@ -87,7 +88,12 @@ class Features:
     @cached_property
     def rows(self) -> Rows:
         """Rows that are cached, sorted."""
-        return np.concatenate([np.zeros(0, np.int64), *map(np.arange, *self._runs[:2])])
+        return self.held.rows()
+
+    @property
+    def held(self) -> RowRuns:
+        """Rows that are cached, as runs."""
+        return RowRuns.union([(self._runs[0], self._runs[1])])
 
     @cached_property
     def bad(self) -> dict[int, tuple[str, str]]:
@@ -131,10 +137,10 @@ class Features:
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of cached rows, then the shape of a sample."""
-        return (len(self.rows), *self.sample_shape)
+        return (len(self), *self.sample_shape)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int((self._runs[1] - self._runs[0]).sum())
 
     def __repr__(self) -> str:
         return f"Features({self.tap!r}, {self.dtype}, shape {self.shape})"
@@ -359,12 +365,6 @@ def is_among(rows: Rows, held: Rows) -> NDArray[np.bool_]:
     index = np.searchsorted(held, rows)
     np.minimum(index, len(held) - 1, out=index)
     return held[index] == rows
-
-
-def runs_of_rows(rows: Rows) -> list[list[int]]:
-    """Write sorted rows as half-open runs ``[[start, stop], ...]``."""
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    return [[int(piece[0]), int(piece[-1]) + 1] for piece in np.split(rows, breaks) if len(piece)]
 
 
 def body_of_rows(commit: Commit, rows: Rows) -> dict[str, Any]:

@@ -129,20 +129,37 @@ class ShardFolder:
             shard = writer.finish(key)
         return self.commit(key, shard, body, version=2 if kind == "task" else 1)
 
-    def publish_next(self, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
+    @property
+    def next_generation(self) -> int:
+        """Number of the generation that `publish_next` would publish now."""
+        keys = self.keys()
+        return int(keys[-1]) + 1 if keys else 0
+
+    def publish_next(
+        self,
+        arrays: Mapping[str, tuple[str, Array]],
+        body: Mapping[str, Any],
+        *,
+        kind: str,
+        generation: int | None = None,
+    ) -> bool:
         """Publish the next generation of a folder where only the newest counts; False when another writer was first.
 
         Parameters
         ----------
         arrays, body, kind
             As for `publish`.
+        generation : int, optional
+            Its number, where it was made from the one before; by default whichever is the next by now.
 
         Notes
         -----
         The generation before stays until the next one comes: another process may be about to read it.
         """
-        old = self.keys()
-        won = self.publish(f"{int(old[-1]) + 1 if old else 0:012d}", arrays, body, kind=kind)
+        old, following = self.keys(), self.next_generation if generation is None else generation
+        if old and following <= int(old[-1]):
+            return False
+        won = self.publish(f"{following:012d}", arrays, body, kind=kind)
         if won:
             self.discard(self._still_there(old[:-1]))
         return won

@@ -17,9 +17,10 @@ from featurecache.errors import CorruptError
 from featurecache.hashing import digest_json
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
-from featurecache.store.features import Features, body_of_rows, rows_of_commit, runs_of_rows
+from featurecache.store.features import Features, body_of_rows, rows_of_commit
 from featurecache.store.folders import ShardFolder
 from featurecache.store.listings import merged_rows
+from featurecache.store.row_runs import RowRuns, runs_of_rows
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import features_schema
 from featurecache.store.store import FeatureStore
@@ -108,11 +109,11 @@ def _leftovers(root: Path) -> Iterator[Path]:
         yield from (path for path in shards if path.name not in named)
 
 
-def _drop_unused(features: Features, folder: ShardFolder, held: Rows, *, remove: bool) -> int:
+def _drop_unused(features: Features, folder: ShardFolder, held: RowRuns, *, remove: bool) -> int:
     dropped = 0
     for commit in features.commits:
         rows = rows_of_commit(commit)
-        keep = np.isin(rows, held)
+        keep = held.contains(rows)
         dropped += int((~keep).sum())
         if remove and not keep.all():
             try:

@@ -17,13 +17,14 @@ from featurecache.store.commits import Commit
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.listings import merged_rows
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Rows
 
 # Remarks on images, and the fields of a commit that hold the rows with each.
 REMARK_FIELDS = {"deep": "flat_deep", "transparent": "flat_transparent", "decoder": "decoder_errors"}
 
 
-def image_warnings(feature_set: FeatureSet, features: Features, rows: Rows | None = None) -> list[ReportWarning]:
+def image_warnings(feature_set: FeatureSet, features: Features, rows: RowRuns | None = None) -> list[ReportWarning]:
     """Return the warnings about the images of a feature set.
 
     Parameters
@@ -31,8 +32,8 @@ def image_warnings(feature_set: FeatureSet, features: Features, rows: Rows | Non
     feature_set : FeatureSet
     features : Features
         Of that set.
-    rows : ndarray of int64, optional
-        Sorted rows of the samples that count; all that sources hold when left out.
+    rows : RowRuns, optional
+        Of the samples that count; all that sources hold when left out.
     """
     commits = features.commits
     # Most caches have none, and need no listing to be read.
@@ -49,7 +50,7 @@ def image_warnings(feature_set: FeatureSet, features: Features, rows: Rows | Non
     return counter.warnings(feature_set.identity.preprocess)
 
 
-def rows_recorded(commits: Sequence[Commit], name: str, held: Rows) -> Rows:
+def rows_recorded(commits: Sequence[Commit], name: str, held: RowRuns) -> Rows:
     """Return those of some rows that lie in the runs of a field of some commits.
 
     Parameters
@@ -57,15 +58,10 @@ def rows_recorded(commits: Sequence[Commit], name: str, held: Rows) -> Rows:
     commits : sequence of Commit
     name : str
         Of a field that holds half-open runs of rows.
-    held : ndarray of int64
-        Sorted.
+    held : RowRuns
     """
-    found = [
-        held[slice(*np.searchsorted(held, [start, stop]))]
-        for commit in commits
-        for start, stop in commit.body.get(name, [])
-    ]
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+    runs = np.array([run for commit in commits for run in commit.body.get(name, [])], np.int64).reshape(-1, 2).T
+    return RowRuns.union([(runs[0], runs[1])]).intersection(held).rows()
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 from featurecache.store.bad_inputs import list_bad
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.listings import merged_rows
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.soundness import warnings_of
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, class_counts
@@ -22,13 +23,18 @@ def describe_cache(store: FeatureStore) -> dict[str, Any]:
     return {
         "cache": str(store.path),
         "samples": len(store.samples),
-        "orphaned_samples": int((~np.isin(np.arange(len(store.samples)), held)).sum()),
+        "orphaned_samples": _count_orphans(store, held),
         "sources": describe_sources(store),
         "features": [describe_features(feature_set) for feature_set in store.feature_sets()],
         "tasks": describe_tasks(store),
         "heads": store.head_names(),
         "bad": list_bad(store),
     }
+
+
+def _count_orphans(store: FeatureStore, held: RowRuns) -> int:
+    """Count the samples that no source holds any more; a listing may be newer than a table restored from a copy."""
+    return len(store.samples) - int(held.count_below([len(store.samples)])[0])
 
 
 def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
@@ -101,7 +107,8 @@ def _domain_counts(task: Task) -> dict[str, int]:
 def count_without_target(store: FeatureStore, task: Task) -> int:
     """Count the samples that some source holds and the task says nothing of; those with two labels are apart."""
     held = merged_rows(store.listings.all())
-    return int((~np.isin(held, store.samples.rows_of(task.ids))).sum()) - task.about["num_conflicts"]
+    rows = store.samples.rows_of(task.ids)
+    return len(held.difference(RowRuns.of(rows[rows >= 0]))) - task.about["num_conflicts"]
 
 
 def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
@@ -109,10 +116,10 @@ def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
     return [
         {
             "root": listing.root,
-            "files": len(listing.paths),
-            "samples": len(listing.unique_rows),
+            "files": len(listing),
+            "samples": len(listing.held),
             # Files of the same bytes are one sample.
-            "copies": int((listing.rows >= 0).sum()) - len(listing.unique_rows),
+            "copies": listing.num_readable - len(listing.held),
             "unreadable": len(listing.problems),
             "ignored_files": listing.ignored.count,
             "warnings": [warning.to_json() for warning in listing.ignored.warnings()],

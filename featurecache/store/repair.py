@@ -71,6 +71,8 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
         moved = [root / where]
         if key.isdecimal():  # another name could be a pattern
             moved = _files_to_move(root / where.parent.parent, key)
+    elif where.parts[0] == "sources":
+        return Repair(problem.where, problem.what, "extract the source again, or `featurecache scan` it")
     elif where.parts[0] in NOTES:
         moved = [root / where]
     else:

@@ -18,7 +18,7 @@ from featurecache.store.dtypes import Array
 from featurecache.store.folders import ShardFolder
 from featurecache.store.schemas import SAMPLES
 from featurecache.store.shards import MappedShard
-from featurecache.text import TextColumn
+from featurecache.text import PrefixedText, TextColumn, narrowed
 
 Ids = NDArray[np.uint8]
 """Sample ids, ``(n, 32)`` uint8."""
@@ -76,7 +76,15 @@ class SampleTable:
         """Return the row of each id, -1 where it is not in the table."""
         return find_ids(ids, self.ids)
 
-    def append(self, ids: Ids, uris: Sequence[str], sizes: Array) -> Rows:
+    def append(
+        self,
+        ids: Ids,
+        uris: Sequence[str],
+        sizes: Array,
+        *,
+        prefixes: TextColumn | None = None,
+        prefix_of: NDArray[np.int64] | None = None,
+    ) -> Rows:
         """Add the samples that are not in the table yet and return the row of each, ``(n,)`` int64.
 
         Parameters
@@ -86,6 +94,9 @@ class SampleTable:
             Where each was seen, relative to its source.
         sizes : ndarray of int, shape (n,)
             Bytes of each input.
+        prefixes, prefix_of : TextColumn, ndarray of int64, shape (n,)
+            What stands in front of ``uris``, and the index of that of each, which grow: it is stored once for all that
+            share it. Caches where this was done say so in ``FORMAT.json``: earlier releases cannot read it.
 
         Notes
         -----
@@ -100,11 +111,12 @@ class SampleTable:
             new = absent[first_indices(ids[absent])]
             for first in range(0, len(new), _MOST_ROWS):
                 added = new[first : first + _MOST_ROWS]
-                arrays = {
-                    "id": ("uint8", ids[added]),
-                    "size": ("uint64", sizes[added].astype("<u8")),
-                    **column.take(added).arrays(),
-                }
+                arrays: dict[str, tuple[str, Array]] = {"id": ("uint8", ids[added])}
+                if prefixes is None or prefix_of is None:
+                    arrays |= {"size": ("uint64", sizes[added].astype("<u8")), **column.take(added).arrays()}
+                else:
+                    arrays |= {"size": narrowed(sizes[added], "int32", "int64"), **column.take(added).compact()}
+                    arrays |= _prefix_arrays(prefixes, prefix_of[added])
                 won = self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
                 self.reload()
                 # Another writer has these row numbers: which samples are still absent is looked up again.
@@ -144,7 +156,7 @@ class SampleTable:
         while start < stop:
             number = int(np.searchsorted(self._starts, start, side="right")) - 1
             begin, end = self._starts[number], min(stop, int(self._starts[number + 1]), start + _BLOCK)
-            yield self._shard(number).read(name, int(start - begin), int(end - begin))
+            yield _of_one_type(name, self._shard(number).read(name, int(start - begin), int(end - begin)))
             start = end
 
     def take(self, name: str, rows: Rows) -> Array:
@@ -159,7 +171,7 @@ class SampleTable:
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         numbers = np.unique(shard).tolist()
-        columns = {number: self._shard(number).read(name) for number in numbers}
+        columns = {number: _of_one_type(name, self._shard(number).read(name)) for number in numbers}
         taken = np.empty((len(rows), *columns[numbers[0]].shape[1:]), columns[numbers[0]].dtype)
         for number in numbers:
             mine = shard == number
@@ -172,12 +184,31 @@ class SampleTable:
             self._shards[commit.file_name] = self._folder.open(commit)
         return self._shards[commit.file_name]
 
-    def _text(self, number: int) -> TextColumn:
+    def _text(self, number: int) -> TextColumn | PrefixedText:
         shard = self._shard(number)
         try:
+            if "unit_start" in shard.record.arrays:
+                prefixes = TextColumn(shard.read("unit_text"), shard.read("unit_text_start"))
+                rests = TextColumn.of_lengths(shard.read("text"), shard.read("text_length"))
+                return PrefixedText(prefixes, shard.read("unit_start"), rests)
             return TextColumn(shard.read("text"), shard.read("text_start"))
         except ValueError as error:
             raise CorruptError(f"{shard.path} holds {error}; run `featurecache verify`") from None
+
+
+def _of_one_type(name: str, values: Array) -> Array:
+    """Return sizes as one type, whatever they are stored as."""
+    return values.astype(np.uint64, copy=False) if name == "size" else values
+
+
+def _prefix_arrays(prefixes: TextColumn, prefix_of: NDArray[np.int64]) -> dict[str, tuple[str, Array]]:
+    """Return what says which samples share a prefix."""
+    used, firsts = np.unique(prefix_of, return_index=True)
+    texts = prefixes.take(used).arrays()
+    return {
+        "unit_start": ("int64", np.append(firsts, len(prefix_of))),
+        **{f"unit_{name}": array for name, array in texts.items()},
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

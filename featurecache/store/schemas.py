@@ -59,6 +59,27 @@ class SourceBody(Struct):
     ignored: IgnoredBody | None = None
 
 
+class UnitNote(Struct):
+    """What is to be said of a unit: why samples of it could not be read, and what it holds besides samples."""
+
+    problems: dict[Text, Text]
+    ignored: IgnoredBody
+
+
+class UnitsBody(Struct):
+    """Listed units of a source; what is said of them by their numbers."""
+
+    units: dict[Annotated[str, Meta(pattern="^[0-9]{1,9}$")], UnitNote]
+
+
+class UnitSourceBody(Struct):
+    """The listing of a source by its units; each is named by a part, and by its number in it."""
+
+    root: Text
+    order: Count
+    parts: Annotated[list[Annotated[str, Meta(pattern="^[0-9]{32}$")]], Meta(min_length=1)]
+
+
 class Provenance(Struct, omit_defaults=True):
     """What ran.
 
@@ -232,9 +253,14 @@ class Schema:
     """Arrays that are spread over every sample of ``features``."""
     optional: tuple[str, ...] = ()
     """Arrays that may be missing."""
+    instead: Schema | None = None
+    """What a commit holds instead, where it has the first array of that."""
 
     def check(self, commit: Commit, path: Path) -> None:
         """Raise `CorruptError` unless a commit holds what this kind of commit holds."""
+        if self.instead is not None and next(iter(self.instead.arrays)) in commit.shard.arrays:
+            self.instead.check(commit, path)
+            return
         checked_body(commit.body, self.body, f"{path}: {self.kind} {commit.key}")
         # A letter stands for one length in all arrays of a commit.
         lengths: dict[str, int] = {}
@@ -300,6 +326,15 @@ ID: tuple[tuple[str, ...], Shape] = (("uint8",), ("n", 32))
 # More than any folder of files holds; a length is bounded all the same before memory is reserved for it.
 MANY = 1 << 40
 _SAMPLES: Arrays = {"id": ID, "size": (("uint64",), ("n",)), **_TEXT}
+_OF_UNITS: Arrays = {
+    "unit_text_start": (("uint64",), ("starts",)),
+    "unit_start": (("int64",), ("starts",)),
+    "unit_text": (("uint8",), ("unit_bytes",)),
+    "size": (("int32", "int64"), ("n",)),
+    "text": (("uint8",), ("bytes",)),
+    "text_length": (("uint8", "int32"), ("n",)),
+}
+_SAMPLES_OF_UNITS = Schema("sample table", {**_OF_UNITS, "id": ID}, SamplesBody, most_rows=1 << 20)
 _SOURCE: Arrays = {"row": (("int64",), ("n",)), "stamp": (("int64",), ("n", 4)), **_TEXT}
 _TASK: Arrays = {
     "id": ID,
@@ -311,8 +346,16 @@ _TASK: Arrays = {
     "weight": (("float64",), ("n",)),
     "domain": (("int32",), ("n",)),
 }
-SAMPLES = Schema("sample table", _SAMPLES, SamplesBody, most_rows=1 << 20)
-SOURCE = Schema("listing", _SOURCE, SourceBody, most_rows=MANY)
+SAMPLES = Schema("sample table", _SAMPLES, SamplesBody, most_rows=1 << 20, instead=_SAMPLES_OF_UNITS)
+_UNITS: Arrays = {
+    "run_start": (("int64",), ("runs",)),
+    "run_row": (("int64",), ("runs",)),
+    "unit_stamp": (("int64",), ("units", 4)),
+    **_OF_UNITS,
+}
+UNITS = Schema("listed units", _UNITS, UnitsBody, most_rows=MANY)
+_SOURCE_OF_UNITS = Schema("listing", {"unit": (("int64",), ("n", 2))}, UnitSourceBody, most_rows=MANY)
+SOURCE = Schema("listing", _SOURCE, SourceBody, most_rows=MANY, instead=_SOURCE_OF_UNITS)
 TASK = Schema(
     "task", _TASK, TaskBody, most_rows=MANY, optional=("label", "holds", "number", "group", "weight", "domain")
 )

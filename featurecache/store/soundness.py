@@ -11,18 +11,18 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import rows_of_commit
 from featurecache.store.image_warnings import image_warnings
 from featurecache.store.precision import in_percent, storage_warning, widest
-from featurecache.store.samples import Rows
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.store import FeatureStore
 
 
-def warnings_of(feature_set: FeatureSet, rows: Rows | None = None) -> list[ReportWarning]:
+def warnings_of(feature_set: FeatureSet, rows: RowRuns | None = None) -> list[ReportWarning]:
     """Return the warnings that were kept with a feature set, then those that the records of its shards give.
 
     Parameters
     ----------
     feature_set : FeatureSet
-    rows : ndarray of int64, optional
-        Sorted rows of the samples that matter where samples are counted; by default all that any source holds.
+    rows : RowRuns, optional
+        Of the samples that matter where samples are counted; by default all that any source holds.
     """
     features = feature_set.open()
     measured = [
@@ -34,7 +34,7 @@ def warnings_of(feature_set: FeatureSet, rows: Rows | None = None) -> list[Repor
     return [*feature_set.warnings(), *(warning for warning in measured if warning is not None), *about_images]
 
 
-def feature_warnings(sets: Sequence[FeatureSet], rows: Rows | None = None) -> list[ReportWarning]:
+def feature_warnings(sets: Sequence[FeatureSet], rows: RowRuns | None = None) -> list[ReportWarning]:
     """Return what is doubtful about feature sets: what is true of all once, else with the name of backbone or set.
 
     Parameters

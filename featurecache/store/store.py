@@ -14,20 +14,18 @@ from featurecache.atomic import is_partial, make_folder, publish_once
 from featurecache.display import html_table
 from featurecache.errors import (
     CorruptError,
-    FormatVersionError,
     RequestError,
     StoreError,
     TaskError,
     UnknownNameError,
     command_line,
-    shortened,
 )
-from featurecache.hashing import canonical_json
-from featurecache.records import encode_record, parse_json, read_small_file
+from featurecache.records import encode_record
 from featurecache.specs import FeatureIdentity
 from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, prefer_wider, read_spec
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
+from featurecache.store.format_file import read_format, write_format
 from featurecache.store.history import History
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
@@ -36,13 +34,11 @@ from featurecache.store.notes import Notes
 from featurecache.store.past_predictions import predictions_of
 from featurecache.store.result_schemas import HISTORY
 from featurecache.store.samples import SampleTable
-from featurecache.store.schemas import SAMPLES, SOURCE, TASK, BackboneAbout, features_schema
+from featurecache.store.schemas import SAMPLES, SOURCE, TASK, UNITS, BackboneAbout, features_schema
 from featurecache.store.task_builder import build_task
 from featurecache.store.tasks import Task, load_task, save_task
+from featurecache.store.unit_listings import PARTS
 
-# The second number grows with what an old release may ignore, the first with what it must not.
-FORMAT_NAME = "featurecache"
-FORMAT_VERSION = (1, 0)
 _CANNOT_MAKE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -85,18 +81,7 @@ class FeatureStore(Notes):
         path = Path(path)
         if not path.is_dir():
             raise StoreError(f"no cache at {path}: there is no such folder; make one with `featurecache extract`")
-        marker = path / "FORMAT.json"
-        try:
-            data = read_small_file(marker, max_bytes=1 << 20)
-        except FileNotFoundError:
-            raise StoreError(
-                f"{path} is not a featurecache cache (it has no FORMAT.json); name another folder"
-            ) from None
-        try:
-            content = parse_json(data, marker)
-        except CorruptError:
-            raise CorruptError(f"{marker} is damaged; restore it from a copy of this or any other cache") from None
-        _check_format(content, path)
+        read_format(path)
         if not strange:
             for strange_path, what in find_strange(path):
                 raise CorruptError(f"{strange_path} {what}; remove it, and see `{command_line('verify', path)}`")
@@ -117,8 +102,7 @@ class FeatureStore(Notes):
             if error.errno not in _CANNOT_MAKE:
                 raise
             raise StoreError(f"cannot make a cache at {path}: {error.strerror}; name another place") from None
-        marker = {"format": FORMAT_NAME, "version": list(FORMAT_VERSION), "required": [], "optional": []}
-        publish_once(path / "FORMAT.json", (canonical_json(marker) + "\n").encode())
+        write_format(path)
         return cls.open(path)
 
     def __repr__(self) -> str:
@@ -252,6 +236,8 @@ class FeatureStore(Notes):
         """Return a folder of shards by its relative path, with the schema that belongs there."""
         kinds = {("samples", 1): SAMPLES, ("sources", 2): SOURCE, ("tasks", 2): TASK, ("history", 2): HISTORY}
         schema = kinds.get((folder.parts[0], len(folder.parts)))
+        if folder.parts[0] == "sources" and folder.parts[2:] == (PARTS,):
+            schema = UNITS
         if folder.parts[0] == "features" and len(folder.parts) == 4:
             schema = features_schema(folder.name)
         return None if schema is None else ShardFolder(self.path / folder, schema)
@@ -384,17 +370,3 @@ class FeatureStore(Notes):
             source = "any source" if root is None else str(root)
             raise StoreError(f"{self.path} holds no samples from {source}; run `featurecache extract` on it first")
         return found
-
-
-def _check_format(marker: dict[str, Any], path: Path) -> None:
-    if marker.get("format") != FORMAT_NAME:
-        raise StoreError(
-            f"{path} is not a featurecache cache (FORMAT.json says {shortened(repr(marker.get('format')))}); "
-            "name another folder"
-        )
-    version, required = marker.get("version"), marker.get("required", [])
-    if not isinstance(version, list) or not version or version[0] != FORMAT_VERSION[0] or required:
-        raise FormatVersionError(
-            f"{path} has cache format {shortened(version)} requiring {shortened(required)}; this release "
-            f"reads {list(FORMAT_VERSION)}. Upgrade featurecache"
-        )

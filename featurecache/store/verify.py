@@ -33,6 +33,7 @@ from featurecache.store.listings import listing_of
 from featurecache.store.notes import KINDS
 from featurecache.store.samples import SampleTable, first_indices
 from featurecache.store.store import FeatureStore
+from featurecache.store.unit_listings import UnitPart
 from featurecache.text import TextColumn
 
 Level = Literal["structure", "blocks", "digest", "hdf5"]
@@ -166,11 +167,15 @@ def _check_records(store: FeatureStore) -> list[Problem]:
             with _noted(problems, store.path, commits.parent):
                 _check_features(store, commits.parent)
     for path, listings in known.items():
-        if path.parent.name != "sources":
+        if path.parent != store.path / "sources":
             continue
         with _noted(problems, store.path, path):
-            for commit in listings.commits():
-                if listing_of(commit, listings.open(commit)).rows.max(initial=-1) >= len(store.samples):
+            generations = listings.commits()
+            for commit in generations:
+                # Of the one before, nobody needs what a scan since has listed anew.
+                is_old = commit is not generations[-1]
+                held = listing_of(listings, commit, listings.open(commit), without_damaged=is_old).held
+                if held.stops.max(initial=0) > len(store.samples):
                     raise ValueError("it names rows that the sample table does not have")
     for name in store.task_names():
         with _noted(problems, store.path, store.path / "tasks" / name):
@@ -211,6 +216,10 @@ def _check_shard(folder: ShardFolder, commit: Commit, level: str, samples: Sampl
         rows = rows_of_commit(commit)
         if rows[-1] >= len(samples) or not np.array_equal(shard.read("id"), samples.ids[rows]):
             raise ValueError("the ids in this shard are not those of its rows in the sample table")
+    if "unit_stamp" in commit.shard.arrays:
+        UnitPart(commit, shard).names()
+    elif folder.path.name == "samples" and samples is not None:
+        samples.uris_of([int(commit.body["start"])])
     if level == "structure":
         return
     arrays = {name: shard.read(name) for name in commit.shard.arrays}
@@ -223,7 +232,7 @@ def _check_shard(folder: ShardFolder, commit: Commit, level: str, samples: Sampl
 
 def _check_contents(commit: Commit, arrays: Mapping[str, Array]) -> None:
     """Check what only the numbers themselves tell."""
-    if "text" in arrays:
+    if "text_start" in arrays:
         TextColumn(arrays["text"], arrays["text_start"])
     if "features" not in arrays or commit.shard.arrays["features"].dtype == "int8":
         return

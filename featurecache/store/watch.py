@@ -6,19 +6,18 @@ Records of commits never change, so each is read once, and a look costs the name
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.leases import Leases
 from featurecache.store.listings import Listing, merged_rows
-from featurecache.store.samples import Rows
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.store import FeatureStore
 
 # Of a rate: long enough for some shards of a slow network, short enough that a worker more is soon seen.
@@ -129,7 +128,7 @@ class Watch:
         self._listings: list[Listing] = []
         self._listed: tuple[str, ...] = ()
         """Names of the records that the listings come from."""
-        self._rows: dict[tuple[str, ...], Rows] = {}
+        self._rows: dict[tuple[str, ...], RowRuns] = {}
         """What `_rows_of` has found."""
 
     def update(self) -> CacheProgress:
@@ -140,7 +139,7 @@ class Watch:
         workers = self._workers()
         for commits in self._commits():
             commits.update()
-            counts = {listing.root: commits.count(listing.unique_rows) for listing in self._listings}
+            counts = {listing.root: commits.count(listing.held) for listing in self._listings}
             mine = [listing for listing in self._listings if counts[listing.root]]
             touched |= {listing.root for listing in mine}
             listed = self._rows_of(mine)
@@ -163,11 +162,11 @@ class Watch:
             self._listings, self._listed = self._store.listings.all(), records
             self._rows.clear()
 
-    def _rows_of(self, listings: list[Listing]) -> Rows:
+    def _rows_of(self, listings: list[Listing]) -> RowRuns:
         """Return the rows that some listings hold: copies of one sample in several sources are one row."""
         roots = tuple(listing.root for listing in listings)
         if roots not in self._rows:
-            self._rows[roots] = listings[0].unique_rows if len(listings) == 1 else merged_rows(listings)
+            self._rows[roots] = merged_rows(listings)
         return self._rows[roots]
 
     def _workers(self) -> tuple[LiveWorker, ...]:
@@ -193,7 +192,7 @@ class _Commits:
         """Name of a record -> when it was published, and its rows as runs."""
         self._rows: dict[float, int] = {}
         """Rows that were published, by time."""
-        self._runs = _merged([])
+        self._runs = RowRuns.of([])
         self._stamp, self._since = -1, 0.0
         """When the folder changed, by its own clock, and since when that is known, by ours."""
 
@@ -216,15 +215,15 @@ class _Commits:
                 published = records[name].stat().st_mtime
                 self._found[name] = published, self._folder.read(records[name]).body["rows"]
         if new or gone:
-            self._runs = _merged(run for _, runs in self._found.values() for run in runs)
+            found = np.array([run for _, runs in self._found.values() for run in runs], np.int64).reshape(-1, 2).T
+            self._runs = RowRuns.union([(found[0], found[1])])
             self._rows.clear()
             for when, runs in self._found.values():
                 self._rows[when] = self._rows.get(when, 0) + sum(stop - start for start, stop in runs)
 
-    def count(self, rows: Rows) -> int:
-        """Return how many of some rows, sorted, are committed."""
-        first, last = np.searchsorted(rows, self._runs)
-        return int((last - first).sum())
+    def count(self, rows: RowRuns) -> int:
+        """Return how many of some rows are committed."""
+        return len(rows.intersection(self._runs))
 
     def rate(self) -> float | None:
         """Return the rows per second of the last while, by when the records were published."""
@@ -250,11 +249,3 @@ def recent_rate(rows: Mapping[float, int], *, now: float) -> float | None:
     # Commits come in steps. Where the next one is overdue the rate falls, as it does when a worker is lost.
     seconds = max(times[-1] - first, (now - first) * steps / (steps + 1))
     return sum(rows[when] for when in times[1:]) / seconds
-
-
-def _merged(runs: Iterable[list[int]]) -> NDArray[np.int64]:
-    """Return starts and stops, (2, n), of runs without overlap: shards of two writers may hold the same rows."""
-    found = np.array(sorted(map(tuple, runs)), np.int64).reshape(-1, 2)
-    reached = np.maximum.accumulate(found[:, 1]) if len(found) else found[:, 1]
-    starts = np.maximum(found[:, 0], np.concatenate([[0], reached[:-1]]))
-    return np.stack([np.minimum(starts, found[:, 1]), found[:, 1]])

@@ -17,8 +17,9 @@ def bench_reading(args: argparse.Namespace) -> dict[str, Any]:
     """Cached features against a .npy memory map of the same numbers, and against h5py."""
     import h5py
 
-    from featurecache.store.features import Features, runs_of_rows
+    from featurecache.store.features import Features
     from featurecache.store.folders import ShardFolder
+    from featurecache.store.row_runs import runs_of_rows
 
     rng = np.random.default_rng(0)
     shard_rows, num_shards, width = 65_536, 8, 512

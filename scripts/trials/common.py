@@ -253,7 +253,7 @@ def write_images(folder: Path, *, count: int, first: int = 0) -> None:
 
 def features_body(feature_set: Any, rows: np.ndarray) -> dict[str, Any]:
     """Return what a commit of features says, of rows that no backbone made."""
-    from featurecache.store.features import runs_of_rows
+    from featurecache.store.row_runs import runs_of_rows
 
     ran = {"runtime": "none", "device": "none", "machine": "any", "batch_size": 1, "versions": {}}
     names = {"tap": feature_set.tap, "fingerprint": feature_set.fingerprint}

@@ -134,7 +134,7 @@ def write_many(cache: str, count: str) -> None:
     from featurecache.store.store import FeatureStore
     from featurecache.text import TextColumn
 
-    num_rows, started, sampler = int(count), time.perf_counter(), _MemorySampler()
+    num_rows, started, sampler = int(count), time.perf_counter(), MemorySampler()
     store = FeatureStore.create(cache)
     paths = TextColumn.pack(f"photos/{number // 1000:06d}/{number:09d}.jpg" for number in range(num_rows))
     rows, rng = np.empty(num_rows, np.int64), np.random.default_rng(0)
@@ -170,7 +170,7 @@ def read_many(cache: str, count: str) -> None:
     """Open, read in order, and gather random rows. Prints what it took."""
     from featurecache.store.store import FeatureStore
 
-    num_rows, sampler = int(count), _MemorySampler()
+    num_rows, sampler = int(count), MemorySampler()
     started = time.perf_counter()
     features = FeatureStore.open(cache).features()
     assert len(features) == num_rows
@@ -214,7 +214,7 @@ def made_up(rows: np.ndarray) -> np.ndarray:
     return values
 
 
-class _MemorySampler:
+class MemorySampler:
     """Follows the memory that is a process's own; pages of mapped files belong to the system."""
 
     def __init__(self) -> None:

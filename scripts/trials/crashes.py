@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import shutil
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -65,7 +66,9 @@ def try_kills(options: Options) -> list[Tally]:
     points = Tally("kills at file-system calls left something wrong, lost or incomplete")
     _collect(points, injected, _kill_at, options.jobs)
     rng = random.Random(0)
-    chains = [(scenarios[k % 2], [rng.random() for _ in range(4)]) for k in range(1 if options.quick else 50)]
+    chains = [
+        (scenarios[k % len(scenarios)], [rng.random() for _ in range(4)]) for k in range(1 if options.quick else 50)
+    ]
     moments = Tally("kills at random moments left something wrong, lost or incomplete")
     for chain, result in zip(chains, for_each(chains, _kill_sometimes, jobs=options.jobs), strict=True):
         problems = problems_of(result)
@@ -98,15 +101,32 @@ def make_scenarios(scratch: Path) -> list[Scenario]:
     write_images(source, count=8)
     _run_well(source, half)
     write_images(source, count=8, first=8)
+    # The same in tars, of which the second comes later.
+    pattern, first = scratch / "tars" / "p-*.tar", scratch / "first"
+    pattern.parent.mkdir()
+    for number in range(2):
+        with tarfile.open(pattern.with_name(f"p-{number}.tar"), "w") as tar:
+            for path in sorted(source.rglob("*.png"))[number::2]:
+                tar.add(path, path.relative_to(source))
+        if number == 0:
+            time.sleep(2.2)
+            _run_well(pattern, first)
     time.sleep(2.2)  # files that were written just now are told apart from settled ones
-    return [_scenario("new", source, None, scratch), _scenario("extended", source, half, scratch)]
+    return [
+        _scenario("new", source, None, scratch),
+        _scenario("extended", source, half, scratch),
+        _scenario("tars", pattern, None, scratch),
+        _scenario("one more tar", pattern, first, scratch),
+    ]
 
 
 def run(source: Path, cache: Path) -> int:
     """Extract several taps and add a task, as the command line does; what is there already is not done again."""
     from featurecache.cli import main
+    from featurecache.extraction import unit_scan
     from featurecache.store.folders import ShardFolder
 
+    unit_scan._MOST_UNITS = 1  # each tar is written down by itself, as large ones are
     taps = ["--tap", "stem:avg", "--tap", "body:avg"]
     numbers = ["--batch-size", "4", "--shard-rows", "6", "--jobs", "2", "--max-bad", "1"]
     command = ["extract", str(source), "--cache", str(cache), "--backbone", BACKBONE, "--runtime", "torch", "--quiet"]

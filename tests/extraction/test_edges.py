@@ -194,7 +194,7 @@ def test_what_another_worker_computed_later_is_not_postponed(make_folder: Make, 
             yield work(pickle.loads(pickle.dumps(job)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featurecache.extraction.extract.make_engine", lambda name, progress: TwoWorkers())
+        patch.setattr("featurecache.extraction.extract.make_engine", lambda name, progress, **_: TwoWorkers())
         report = run_extraction(source, tmp_path / "c", make_request(TINY), settings=SETTINGS)
     assert (report.num_extracted, report.num_cached, report.postponed) == (9, 0, {})
 

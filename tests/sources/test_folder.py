@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from featurecache.errors import SourceError
-from featurecache.extraction.scan import identified
+from featurecache.extraction.identify import identified
 from featurecache.progress import Silent
 from featurecache.sources import files, folder
 from featurecache.sources.entries import Entries

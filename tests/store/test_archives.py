@@ -14,8 +14,9 @@ import pytest
 from featurecache.errors import HeadError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.specs import ExtractionSettings
+from featurecache.store.format_file import FORMAT_VERSION
 from featurecache.store.gc import collect_garbage
-from featurecache.store.store import FORMAT_VERSION, FeatureStore
+from featurecache.store.store import FeatureStore
 from featurecache.store.verify import verify
 
 FOLDER = Path(__file__).resolve().parent / "archives"

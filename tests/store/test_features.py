@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from featurecache.errors import CorruptError, InputError, RequestError
 from featurecache.store.convert import stored_arrays
-from featurecache.store.features import Features, runs_of_rows
+from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
+from featurecache.store.row_runs import runs_of_rows
 from featurecache.store.samples import SampleTable
 
 pytestmark = pytest.mark.quick

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from featurecache.errors import CorruptError
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable, find_ids
+from featurecache.store.schemas import SAMPLES
+from featurecache.text import TextColumn
 
 pytestmark = pytest.mark.quick
 
@@ -77,3 +79,39 @@ def test_paths_that_are_no_text_survive(tmp_path: Path) -> None:
     odd = ["\udcff\udcfe.jpg", "zwei\nzeilen.jpg", "ünïcødé.jpg"]
     table.append(ids_of([1, 2, 3]), odd, np.array([1, 1, 1]))
     assert SampleTable(ShardFolder(tmp_path)).uris_of(range(3)) == odd
+
+
+@settings(max_examples=30)
+@given(
+    batches=st.lists(
+        st.tuples(st.booleans(), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=1, max_size=12)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_names_that_share_a_prefix_read_back_as_others_do(
+    batches: list[tuple[bool, list[tuple[int, int]]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = ShardFolder(tmp_path_factory.mktemp("table"), SAMPLES)
+    table, names, sizes = SampleTable(folder), dict[int, str](), dict[int, int]()
+    prefixes = [f"p-{number}.tar/" for number in range(4)]
+    for is_compact, batch in batches:
+        batch.sort()
+        numbers = [number for _, number in batch]
+        values = np.array([number << (40 if number > 25 else 0) for number in numbers])
+        if is_compact:
+            prefix_of = np.array([prefix for prefix, _ in batch])
+            rests = [f"{number}.jpg" for number in numbers]
+            packed = TextColumn.pack(prefixes)
+            rows = table.append(ids_of(numbers), rests, values, prefixes=packed, prefix_of=prefix_of)
+        else:
+            uris = [f"{prefixes[prefix]}{number}.jpg" for prefix, number in batch]
+            rows = table.append(ids_of(numbers), uris, values)
+        for row, (prefix, number), size in zip(rows.tolist(), batch, values.tolist(), strict=True):
+            names.setdefault(row, f"{prefixes[prefix]}{number}.jpg")
+            sizes.setdefault(row, size)
+    again = SampleTable(folder)
+    order = list(range(len(again)))[::-1]
+    assert again.uris_of(order) == [names[row] for row in order]
+    assert again.sizes[order].tolist() == np.asarray(again.sizes)[::-1].tolist() == [sizes[row] for row in order]
+    assert again.sizes[order].dtype == np.uint64

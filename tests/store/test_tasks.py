@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import StoreError, TaskError, UnknownNameError
-from featurecache.store.features import Features, runs_of_rows
+from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.label_folders import label_of_path
 from featurecache.store.label_tables import labels_from_csv
 from featurecache.store.labels import Label, TableLabels, labels_from_folders
 from featurecache.store.listings import Listing
+from featurecache.store.row_runs import runs_of_rows
 from featurecache.store.samples import SampleTable
 from featurecache.store.splits import stratified_splits
 from featurecache.store.store import FeatureStore

@@ -20,10 +20,10 @@ from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSp
 from featurecache.store.convert import convert_features
 from featurecache.store.dtypes import quantise
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import runs_of_rows
 from featurecache.store.folders import ShardFolder
 from featurecache.store.gc import collect_garbage
 from featurecache.store.repair import compare_set_aside, repair
+from featurecache.store.row_runs import runs_of_rows
 from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import LEVELS, verify

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import REPOSITORY, RUNTIME, TINY, write_folder
 
@@ -199,18 +198,6 @@ def test_the_rate_is_that_of_the_last_while() -> None:
     assert recent_rate(slow, now=1500.0) == pytest.approx(0.2)
     assert recent_rate({0.0: 5, 5000.0: 5}, now=5001.0) is None  # of a run long ago nothing is known
     assert recent_rate({}, now=0.0) is None
-
-
-def test_overlapping_shards_count_once() -> None:
-    from featurecache.store.watch import _merged
-
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        starts = rng.integers(0, 60, rng.integers(0, 8))
-        runs = [[int(start), int(start + rng.integers(1, 20))] for start in starts]
-        merged = _merged(runs)
-        rows = [row for start, stop in merged.T.tolist() for row in range(start, stop)]
-        assert sorted(rows) == sorted({row for start, stop in runs for row in range(start, stop)})
 
 
 def test_wrong_words_are_refused(whole: Path, tmp_path: Path, call: Call) -> None:

@@ -26,7 +26,7 @@ ROOT = "/photos"
 
 def main() -> int:
     """Make the archive."""
-    from featurecache.store.store import FORMAT_VERSION
+    from featurecache.store.format_file import FORMAT_VERSION
 
     archive = ARCHIVES / "format-{}.{}".format(*FORMAT_VERSION)
     if archive.exists():

@@ -1,0 +1,303 @@
+"""The scan of a source that comes in units, as tars do: what is known of a unit that is as it was is not looked at.
+
+Some units at a time are listed, read and written down. A scan that is killed leaves what it wrote, and the next one
+takes it up; it counts once the listing of the whole source names it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import SourceError
+from featurecache.extraction.identify import identified
+from featurecache.extraction.known_units import FoundUnit, KnownUnits, Place
+from featurecache.ignored import IgnoredFiles
+from featurecache.progress import Progress, Silent
+from featurecache.sources.entries import Entries
+from featurecache.sources.source import NO_STAMP, Source
+from featurecache.spill import Spill
+from featurecache.store.format_file import UNITS, require
+from featurecache.store.listings import Listing, UnitListing
+from featurecache.store.samples import Ids, Rows
+from featurecache.store.store import FeatureStore
+from featurecache.store.unit_listings import ListedUnit, UnitPart, UnitWriter
+from featurecache.text import TextColumn
+
+# What is written down together: at most so many samples, units (each may have a note) and bytes of samples, which a
+# killed scan reads again. Each time the ids of all samples stream past the new ones, so not more often.
+_MOST_SAMPLES, _MOST_UNITS, _MOST_BYTES = 1 << 18, 1 << 10, 16 << 30
+# Parts with fewer samples, of which so many may be: a tar that comes each day must not make a file that stays for ever.
+_SMALL_PART, _MOST_SMALL_PARTS = 1 << 16, 16
+
+
+def scan_units(
+    store: FeatureStore, source: Source, units: Sequence[FoundUnit], progress: Progress, kept: Spill | None
+) -> tuple[Listing, int]:
+    """Do for a source in units what `featurecache.extraction.scan.scan_into` does.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    source : Source
+    units : sequence of FoundUnit
+        Those that it has now.
+    progress : Progress
+    kept : Spill, optional
+        Keeps the bytes that are read.
+
+    Returns
+    -------
+    listing : Listing
+        As it lies in the cache.
+    num_read : int
+        Samples that were read.
+    """
+    require(store.path, UNITS)
+    # The writer first: a listing that another process publishes meanwhile is not replaced by one that knows it not.
+    writer = store.listings.writer(source.key)
+    before = store.listings.load(source.key, without_damaged=True)
+    known = KnownUnits(before, writer.loose(), len(store.samples))
+    found = [(each, known.find(each)) for each in units]
+    num_new = sum(place is None or not known.is_whole(place) for _, place in found)
+    if num_new > 1:
+        progress.start("reading", num_new)
+    gathered = _Gathered(store, writer)
+    for each, place in found:
+        if place is not None and known.is_whole(place):
+            gathered.keep(place)
+            continue
+        new = _listed(source, each, place, known)
+        # Of one unit the samples are counted, of several the units: how many samples they hold is not known yet.
+        _read(source, each, new, Silent() if num_new > 1 else progress, kept)
+        if num_new > 1:
+            progress.advance(1)
+        if place is not None and new.is_as_before(*place):
+            gathered.keep(place)
+        else:
+            gathered.add(new)
+    gathered.write()
+    places = _with_fewer_parts([place for place in gathered.places if place is not None], writer)
+    if not places:
+        raise SourceError(f"{source.key} holds no {source.modality}s; name another source")
+    if isinstance(before, UnitListing) and _names(places) == _names(before.index):
+        return before, gathered.num_read
+    writer.finish(places, store.listings.next_order())
+    listing = store.listings.load(source.key)
+    assert listing is not None
+    return listing, gathered.num_read
+
+
+def look_at_units(
+    store: FeatureStore, source: Source, units: Sequence[FoundUnit], before: Listing | None, progress: Progress
+) -> tuple[Listing, Ids]:
+    """Return what a source in units holds now, by reading what may have changed; the cache is not changed.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    source : Source
+    units : sequence of FoundUnit
+    before : Listing or None
+        What the cache knows of it.
+    progress : Progress
+
+    Returns
+    -------
+    listing : Listing
+        Row -1 for bytes that the cache has never seen, or that cannot be read.
+    new : ndarray of uint8, shape (n, 32)
+        Ids of what the cache has never seen.
+    """
+    known, seen = KnownUnits(before, [], len(store.samples)), list[_NewUnit]()
+    for each in units:
+        new = _listed(source, each, known.find(each), known)
+        _read(source, each, new, progress, None)
+        if len(new.rows):
+            seen.append(new)
+    # All at once: the whole table streams past them.
+    read = [(unit.rows, indices, ids) for unit in seen for indices, ids in unit.read]
+    ids = np.concatenate([np.zeros((0, 32), np.uint8), *(ids for _, _, ids in read)])
+    rows, first = store.samples.rows_of(ids), 0
+    for of_unit, indices, _ in read:
+        of_unit[indices] = rows[first : first + len(indices)]
+        first += len(indices)
+    listing = Listing(
+        source.key,
+        TextColumn.joined([unit.entries.names for unit in seen]),
+        np.concatenate([np.zeros((0, 4), np.int64), *(unit.entries.stamps for unit in seen)]),
+        np.concatenate([np.zeros(0, np.int64), *(unit.rows for unit in seen)]),
+        {name: why for unit in seen for name, why in unit.entries.problems.items()},
+        ignored=IgnoredFiles.joined(unit.ignored for unit in seen),
+    )
+    return listing, ids[rows < 0]
+
+
+@dataclass
+class _NewUnit:
+    """A unit that is not written down yet.
+
+    Attributes
+    ----------
+    prefix : bytes
+    entries : Entries
+    rows : ndarray of int64
+        -1 for what is not known yet.
+    ignored : IgnoredFiles
+    read : list of (indices, ids)
+        What was read of it.
+    """
+
+    prefix: bytes
+    entries: Entries
+    rows: Rows
+    ignored: IgnoredFiles
+    read: list[tuple[NDArray[np.int64], Ids]] = field(default_factory=list)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why samples could not be read, by their names after the prefix."""
+        length = len(os.fsdecode(self.prefix))
+        return {name[length:]: why for name, why in self.entries.problems.items()}
+
+    def is_as_before(self, part: UnitPart, number: int) -> bool:
+        """Tell whether nothing has come of reading what could not be read before."""
+        return not any(len(indices) for indices, _ in self.read) and self.problems == part.problems(number)
+
+    def listed(self) -> ListedUnit:
+        """Return what is written down."""
+        stamps = self.entries.stamps
+        shared = stamps[0, 1:]
+        # Where members differ, which no tar's do, nothing tells that the unit is as it was.
+        stamp = (0, *shared.tolist()) if (stamps[:, 1:] == shared).all() else NO_STAMP
+        return ListedUnit(
+            prefix=self.prefix,
+            stamp=np.array(stamp, np.int64),
+            names=self.entries.names.without_prefix(self.prefix),
+            sizes=stamps[:, 0],
+            rows=self.rows,
+            problems=self.problems,
+            ignored=self.ignored,
+        )
+
+
+def _listed(source: Source, found: FoundUnit, place: Place | None, known: KnownUnits) -> _NewUnit:
+    """Return the entries of a unit, and the rows of those that are as they were; it is listed unless that is known."""
+    was = known.as_it_was(found, place)
+    if was is not None:
+        return _NewUnit(found.prefix, _entries_of(was), was.rows, was.ignored)
+    entries = Entries.of(source, [found.unit])
+    try:
+        entries.names.without_prefix(found.prefix)
+    except ValueError as error:
+        raise SourceError(f"{source.key}: of the unit {found.unit.name}, {error}") from None
+    ignored_of = getattr(source, "ignored_of", None)
+    ignored = IgnoredFiles() if ignored_of is None else ignored_of(found.unit)
+    rows, earlier = np.full(len(entries.names), -1, np.int64), known.earlier(found.prefix)
+    if earlier is not None:
+        before = _entries_of(earlier)
+        indices = entries.unchanged_since(before.names, before.stamps)
+        rows = np.where(indices < 0, -1, earlier.rows[indices])
+    return _NewUnit(found.prefix, entries, rows, ignored)
+
+
+def _read(source: Source, found: FoundUnit, new: _NewUnit, progress: Progress, kept: Spill | None) -> None:
+    """Read those samples of a unit that may have changed."""
+    unknown = np.flatnonzero(new.rows < 0)
+    if len(unknown):
+        new.read += identified(source, new.entries, unknown, progress, kept, [found.unit])
+
+
+def _entries_of(unit: ListedUnit) -> Entries:
+    """Return what was listed of a unit."""
+    stamps = np.tile(unit.stamp, (len(unit.rows), 1))
+    stamps[:, 0] = unit.sizes
+    names = TextColumn.pack(unit.prefix + name for name in unit.names.encoded())
+    return Entries(names, stamps, {}, unit.ignored, has_stamps=bool((stamps[:, 1:] != NO_STAMP[1:]).any()))
+
+
+@dataclass
+class _Gathered:
+    """Gathers units until they are worth a part, and gives their samples rows.
+
+    Attributes
+    ----------
+    places : list of (UnitPart, int) or None
+        Where each unit is written down, in order; None of those that wait.
+    num_read : int
+    """
+
+    store: FeatureStore
+    writer: UnitWriter
+    places: list[Place | None] = field(default_factory=list)
+    num_read: int = 0
+    _waiting: list[_NewUnit] = field(default_factory=list)
+
+    def keep(self, place: Place) -> None:
+        """Take a unit that is written down."""
+        self.places.append(place)
+
+    def add(self, new: _NewUnit) -> None:
+        """Take a unit that is to be written; one that holds nothing is no unit."""
+        if not len(new.rows):
+            return
+        self._waiting.append(new)
+        self.places.append(None)
+        num_samples = sum(len(unit.rows) for unit in self._waiting)
+        num_bytes = sum(int(unit.entries.stamps[i, 0].sum()) for unit in self._waiting for i, _ in unit.read)
+        if num_samples >= _MOST_SAMPLES or len(self._waiting) >= _MOST_UNITS or num_bytes >= _MOST_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Give rows, and write the units that wait."""
+        read = [
+            (number, unit, indices, ids)
+            for number, unit in enumerate(self._waiting)
+            for indices, ids in unit.read
+            if len(indices)
+        ]
+        if read:
+            names = [unit.entries.names.take(indices).without_prefix(unit.prefix) for _, unit, indices, _ in read]
+            rows = self.store.samples.append(
+                np.concatenate([ids for _, _, _, ids in read]),
+                TextColumn.joined(names),
+                np.concatenate([unit.entries.stamps[indices, 0] for _, unit, indices, _ in read]),
+                prefixes=TextColumn.pack(unit.prefix for unit in self._waiting),
+                prefix_of=np.concatenate([np.full(len(indices), number) for number, _, indices, _ in read]),
+            )
+            ends = np.cumsum([len(indices) for _, _, indices, _ in read])
+            for (_, unit, indices, _), of_unit in zip(read, np.split(rows, ends[:-1]), strict=True):
+                unit.rows[indices] = of_unit
+            self.num_read += len(rows)
+        if self._waiting:
+            part = self.writer.add([unit.listed() for unit in self._waiting])
+            free = [index for index, place in enumerate(self.places) if place is None]
+            for number, index in enumerate(free):
+                self.places[index] = part, number
+            self._waiting = []
+
+
+def _with_fewer_parts(places: Sequence[Place], writer: UnitWriter) -> list[Place]:
+    """Write the units of small parts together, where there are many of them."""
+    sizes: dict[str, int] = {}
+    for part, number in places:
+        sizes[part.key] = sizes.get(part.key, 0) + int(part.starts[number + 1] - part.starts[number])
+    small = {key for key, size in sizes.items() if size < _SMALL_PART}
+    if len(small) <= _MOST_SMALL_PARTS:
+        return list(places)
+    moved = [index for index, (part, _) in enumerate(places) if part.key in small]
+    found = list(places)
+    for first in range(0, len(moved), _MOST_UNITS):
+        some = moved[first : first + _MOST_UNITS]
+        part = writer.add([places[index][0].unit(places[index][1]) for index in some])
+        for number, index in enumerate(some):
+            found[index] = part, number
+    return found
+
+
+def _names(places: Iterable[Place]) -> list[tuple[str, int]]:
+    return [(part.key, number) for part, number in places]
