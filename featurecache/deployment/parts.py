@@ -26,7 +26,7 @@ from featurecache.deployment.listed_inputs import ListedInputs, OpenedSource, li
 from featurecache.deployment.part_files import PartDraft, read_part
 from featurecache.deployment.prediction import Prediction
 from featurecache.deployment.predictor import RuntimeChoice
-from featurecache.errors import ReportWarning
+from featurecache.errors import ReportWarning, RequestError
 from featurecache.progress import Progress
 from featurecache.records import encode_record, read_record
 from featurecache.store.image_warnings import RemarkCounter
@@ -36,6 +36,16 @@ from featurecache.text import TextColumn
 # Seconds until the lease of a scan is tried again.
 _PAUSE = 0.25
 _RECORD, _END, _LEFT = "plan.json", "end.json", "left-"
+
+
+class PartsGoneError(RequestError):
+    """The parts of a run are no longer there: another process has written the table."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"another run has removed the finished parts in {folder}: it has written the table; name another one, or "
+            "run the command again"
+        )
 
 
 @dataclass(frozen=True)
@@ -139,19 +149,28 @@ class PartsFolder:
         """
         make_folder(self.path)
         pattern = f"plan-{request[:16]}-*"
-        before, has_waited = {path: path.stat().st_mtime_ns for path in self.path.glob(pattern)}, False
+        before, has_waited = self._listed_at(pattern), False
         while True:
             with self.leases.hold("scan") as is_mine:
                 if is_mine:
-                    now = {path: path.stat().st_mtime_ns for path in self.path.glob(pattern)} if has_waited else {}
-                    # Listed by another process while this one waited.
-                    if new := [path for path in now if now[path] != before.get(path)]:
-                        return self.load_plan(max(new, key=now.__getitem__).name, opened)
+                    now = self._listed_at(pattern) if has_waited else {}
+                    # Listed by another process while this one waited, unless it has ended its run since.
+                    if new := [name for name in now if now[name] != before.get(name)]:
+                        with contextlib.suppress(PartsGoneError):
+                            return self.load_plan(max(new, key=now.__getitem__), opened)
                     return self._list(opened, request)
             if not has_waited:
                 progress.say("another process lists the inputs")
             has_waited = True
             sleep(_PAUSE)
+
+    def _listed_at(self, pattern: str) -> dict[str, int]:
+        """Return the plans that are there, and when each was listed last."""
+        found = {}
+        for path in self.path.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # a run that ends removes its plan
+                found[path.name] = path.stat().st_mtime_ns
+        return found
 
     def _list(self, opened: Sequence[OpenedSource], request: str) -> Plan:
         inputs, contents, warnings = list_inputs(opened, with_contents=True)
@@ -179,13 +198,21 @@ class PartsFolder:
         name : str
         opened : sequence of OpenedSource
             The sources that it is of.
+
+        Raises
+        ------
+        PartsGoneError
+            Another process has ended the run.
         """
         path = self.path / name
-        record = read_record(path / _RECORD, "prediction_plan")
-        text, ends, contents = (
-            np.load(path / f"{column}.npy", mmap_mode="r", allow_pickle=False)
-            for column in ("text", "ends", "contents")
-        )
+        try:
+            record = read_record(path / _RECORD, "prediction_plan")
+            text, ends, contents = (
+                np.load(path / f"{column}.npy", mmap_mode="r", allow_pickle=False)
+                for column in ("text", "ends", "contents")
+            )
+        except FileNotFoundError:
+            raise PartsGoneError(self.path) from None
         warnings = [
             ReportWarning(**{**warning, "examples": tuple(warning["examples"])}) for warning in record["warnings"]
         ]

@@ -14,7 +14,7 @@ from typing import Any
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.deployment.listed_inputs import OpenedSource, open_inputs
 from featurecache.deployment.part_files import PartDraft
-from featurecache.deployment.parts import Part, PartsFolder, Plan
+from featurecache.deployment.parts import Part, PartsFolder, PartsGoneError, Plan
 from featurecache.deployment.prediction import Prediction
 from featurecache.deployment.predictor import OpenPredictor, Predictor, RuntimeChoice
 from featurecache.deployment.saved import SavedHead, open_head
@@ -37,16 +37,6 @@ from featurecache.versions import installed_versions
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 # Beyond so many the number of inputs decides nothing of how they are computed: see `open_runtime`.
 _MANY_BATCHES, _MANY_INPUTS = 16, 1024
-
-
-class PartsGoneError(RequestError):
-    """The parts of a run are no longer there: another process has written the table."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            f"another run has removed the finished parts in {folder}: it has written the table; name another one, or "
-            "run the command again"
-        )
 
 
 @dataclass(frozen=True)

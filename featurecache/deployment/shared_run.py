@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
-from featurecache.deployment.parts import End, Plan
+from featurecache.deployment.parts import End, PartsGoneError, Plan
 from featurecache.deployment.prediction import Prediction
-from featurecache.deployment.prediction_job import PartsGoneError, PredictionJob, PredictionReport
+from featurecache.deployment.prediction_job import PredictionJob, PredictionReport
 from featurecache.errors import ReportWarning, RequestError
 from featurecache.extraction.engines import make_engine
 from featurecache.extraction.engines.rank import rank_and_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child_processes import active_children
 from conftest import REPOSITORY, RUNTIME, TINY, write_folder, write_image
 from tiny_texts import some_texts, write_encoder, write_table
 
@@ -26,9 +26,10 @@ from featurecache.cli import main
 from featurecache.cli.predict import parts_of
 from featurecache.deployment.listed_inputs import list_inputs
 from featurecache.deployment.part_files import PartDraft, read_part
+from featurecache.deployment.parts import PartsGoneError
 from featurecache.deployment.predict import make_job
 from featurecache.deployment.prediction import Prediction
-from featurecache.deployment.prediction_job import PartsGoneError, part_size
+from featurecache.deployment.prediction_job import part_size
 from featurecache.deployment.predictor import RuntimeChoice
 from featurecache.deployment.shared_run import SharedRun, run_shared
 from featurecache.errors import CorruptError, ReportWarning, RequestError
@@ -218,13 +219,13 @@ def expected(made: Path) -> list[Prediction]:
 
 def test_a_worker_that_is_killed_costs_nothing(made: Path, tmp_path: Path, expected: list[Prediction]) -> None:
     def kill_one() -> None:
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        os.kill(active_children()[0].pid, signal.SIGKILL)
 
     watching = Watching(kill_one)
     run = shared(made, tmp_path / "t.csv", watching)
     assert watching.has_meddled
     assert max(watching.totals) == NUM_INPUTS
-    assert multiprocessing.active_children() == []
+    assert active_children() == []
     assert rows_of(run) == expected
     assert len(list(parts_of(tmp_path / "t.csv").glob("part-*"))) == -(-NUM_INPUTS // 16)
 
@@ -276,6 +277,7 @@ def test_a_run_that_was_killed_goes_on(made: Path, killed: Path, expected: list[
     assert again.totals == [], "nothing is left but to join them"
 
 
+@pytest.mark.slow
 def test_another_head_and_edited_inputs_share_nothing_with_what_was_there(
     made: Path, killed: Path, tmp_path: Path, expected: list[Prediction]
 ) -> None:
@@ -325,6 +327,7 @@ def test_rows_of_tables_are_told_apart_by_their_bytes(tmp_path: Path) -> None:
     assert (first[1] == first[2]).all()
 
 
+@pytest.mark.slow
 def test_views_and_texts_of_many_lengths_are_in_the_batches_of_one_piece(made: Path, tmp_path: Path) -> None:
     def both(head: Path, inputs: list[Path], **options: Any) -> tuple[list[Prediction], list[Prediction]]:
         folder = tmp_path / "parts"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from child_processes import active_children
 from conftest import REPOSITORY, TINY
 
 from featurecache import plugins
@@ -100,14 +100,14 @@ def test_a_worker_that_is_killed_costs_nothing(make_folder: Make, tmp_path: Path
     whole = run_extraction(source, tmp_path / "whole", make_request(TINY), settings=SETTINGS)
 
     def kill_one() -> None:
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        os.kill(active_children()[0].pid, signal.SIGKILL)
 
     meddling = Meddling(kill_one)
     settings = replace(SETTINGS, num_processes=2)
     options = {"settings": settings, "engine": "processes", "progress": meddling}
     report = run_extraction(source, tmp_path / "c", make_request(TINY), **options)
     assert meddling.has_meddled
-    assert multiprocessing.active_children() == []
+    assert active_children() == []
     assert max(meddling.totals) == 60
     features, expected = report.store.features(), whole.store.features()
     np.testing.assert_array_equal(features[:], expected[:])
@@ -118,7 +118,7 @@ def test_a_worker_that_is_killed_costs_nothing(make_folder: Make, tmp_path: Path
 
 def test_workers_that_are_killed_again_and_again_end_the_run(make_folder: Make, tmp_path: Path) -> None:
     def kill_all() -> None:
-        for child in multiprocessing.active_children():
+        for child in active_children():
             os.kill(child.pid, signal.SIGKILL)
 
     class Deadly(Meddling):
@@ -128,7 +128,7 @@ def test_workers_that_are_killed_again_and_again_end_the_run(make_folder: Make, 
     options = {"settings": replace(SETTINGS, num_processes=1, shard_rows=2), "engine": "processes"}
     with pytest.raises(WorkerDiedError, match="several workers were lost, the last because the system ended it"):
         run_extraction(make_folder(per_class=60), tmp_path / "c", make_request(TINY), progress=Deadly(), **options)
-    assert multiprocessing.active_children() == []
+    assert active_children() == []
 
 
 def test_a_script_without_a_main_guard_starts_workers(make_folder: Make, tmp_path: Path) -> None:

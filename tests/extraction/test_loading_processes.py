@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from child_processes import active_children
 from conftest import REPOSITORY, TINY, tar_bytes, write_image
 
 from featurecache.backbones.registry import load_backbone
@@ -77,7 +78,7 @@ def test_processes_make_the_bytes_of_threads(
     assert sum(b"undecodable" in data for data in expected.values()) == (1 if views is None else 2)
     usage = report.usage[-1]
     assert usage.cpu_seconds > usage.loading_cpu_seconds > 0
-    assert multiprocessing.active_children() == []
+    assert active_children() == []
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_a_process_that_is_killed_is_an_error_that_says_so(loading: Callable[...
         source, names = given
         for number in range(10_000):
             if number == 3:
-                os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+                os.kill(active_children()[0].pid or 0, signal.SIGKILL)
             yield number, [Input(source, name) for name in names]
 
     with pytest.raises(LoadingDiedError, match="was ended, perhaps by the system.*FEATURECACHE_LOADING=threads"):

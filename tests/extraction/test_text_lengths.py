@@ -230,7 +230,7 @@ class Sums:
     """A runtime that sums the tokens, wrong by one from some length on."""
 
     name, device, precision, batch_size, lengths, trial = "sums", "cpu", "float32", 1, LENGTHS, {}
-    norms_folded = False
+    norms_folded, resizes = False, False
 
     def __init__(self, wrong_from: int = 1000) -> None:
         self.wrong_from, self.seen = wrong_from, []
