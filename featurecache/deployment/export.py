@@ -20,12 +20,10 @@ from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.exporting.format import FORMATS, Converter, Exported
 from featurecache.deployment.exporting.network import ExportedNetwork, trace
 from featurecache.deployment.predictor import check_features
-from featurecache.deployment.saved import SavedHead, open_head, with_layers
+from featurecache.deployment.saved import SavedHead, network_of, open_head
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, UnknownNameError, first_line
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import to_stored
-from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.finetuning.factories import options_to_agree
 from featurecache.resizing import draft_side
 from featurecache.specs import AnyPreprocess, PreprocessSpec
 from featurecache.store.dtypes import decode
@@ -100,16 +98,7 @@ def export_head(
             raise MissingExtraError(package, kind.extra)
     saved = open_head(head, agreed=layers)
     _check_head(saved, head)
-    network = reproduce_backbone(
-        saved.identity,
-        str(saved.meta.get("weights_source", "other weights")),
-        needed_by="this head",
-        backbone=backbone,
-        weights=weights,
-        weights_key=weights_key,
-        also=options_to_agree(str(saved.meta.get("head")), layers),
-    )
-    with_layers(saved, network, layers)
+    network = network_of(saved, backbone=backbone, weights=weights, weights_key=weights_key, layers=layers)
     (tap,) = resolve_taps(network, [saved.tap])
     # The outputs of `predict` first: a machine that makes other features is refused before the long conversion.
     inputs, expected = _expected(saved, network, tap)

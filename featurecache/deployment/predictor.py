@@ -19,12 +19,10 @@ from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.deployment.one_network import as_one_network, can_be_one_network
 from featurecache.deployment.prediction import Prediction
-from featurecache.deployment.saved import SavedHead, with_layers
+from featurecache.deployment.saved import SavedHead, network_of
 from featurecache.extraction import drift
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.pipeline import Outcome, run_chunks, to_stored
-from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.finetuning.factories import options_to_agree
 from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.sources.inputs import Input
 from featurecache.specs import ExtractionSettings, ViewSpec, num_views
@@ -95,16 +93,7 @@ class Predictor:
         BackboneMismatchError
             The backbone here would give other features than those the head was trained on.
         """
-        network = reproduce_backbone(
-            saved.identity,
-            str(saved.meta.get("weights_source", "other weights")),
-            needed_by="this head",
-            backbone=backbone,
-            weights=weights,
-            weights_key=weights_key,
-            also=options_to_agree(str(saved.meta.get("head")), layers),
-        )
-        with_layers(saved, network, layers)
+        network = network_of(saved, backbone=backbone, weights=weights, weights_key=weights_key, layers=layers)
         if isinstance(saved.estimator, FineTuned):
             # The device of the training may not be in this machine.
             saved.estimator.set_params(device=str(checked_device(settings.device)))

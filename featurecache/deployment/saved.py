@@ -15,7 +15,8 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.providers.python_factory import PREFIX
 from featurecache.deployment.python_heads import python_head
 from featurecache.errors import FeatureCacheError, HeadError, NotAgreedError, RequestError, shortened
-from featurecache.finetuning.factories import check_agreed, is_layers, layer_factory
+from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.finetuning.factories import check_agreed, is_layers, layer_factory, options_to_agree
 from featurecache.finetuning.library import PREFIX as LIBRARY_PREFIX
 from featurecache.heads.bundle import load_head
 from featurecache.heads.gradient.finetuned import FineTuned
@@ -146,6 +147,40 @@ def open_head(folder: str | Path, *, agreed: str | None = None) -> SavedHead:
             f"{folder} holds a head that does not work ({type(error).__name__}: {shortened(error)}); "
             "save it again with `featurecache train --save`"
         ) from None
+
+
+def network_of(
+    saved: SavedHead,
+    *,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    weights_key: str | None = None,
+    layers: str | None = None,
+) -> Backbone:
+    """Return the network that a head was trained on, and give a head of trained layers what it computes with.
+
+    Parameters
+    ----------
+    saved : SavedHead
+    backbone, weights, weights_key, layers
+        As for `featurecache.deployment.predict.predict`.
+
+    Raises
+    ------
+    BackboneMismatchError
+        The backbone here would give other features than those the head was trained on.
+    """
+    network = reproduce_backbone(
+        saved.identity,
+        str(saved.meta.get("weights_source", "other weights")),
+        needed_by="this head",
+        backbone=backbone,
+        weights=weights,
+        weights_key=weights_key,
+        also=options_to_agree(str(saved.meta.get("head")), layers),
+    )
+    with_layers(saved, network, layers)
+    return network
 
 
 def with_layers(saved: SavedHead, network: Backbone, agreed: str | None = None) -> SavedHead:
