@@ -87,9 +87,9 @@ class IgnoredFiles:
     def joined(cls, several: Iterable[IgnoredFiles]) -> IgnoredFiles:
         """Return what several hold together."""
         total, num_folders = IgnoredCounter(), 0
-        for each in several:
-            total.update(each)
-            num_folders += each.num_folders
+        for ignored in several:
+            total.update(ignored)
+            num_folders += ignored.num_folders
         return replace(total.result(), num_folders=num_folders)
 
     def warnings(self) -> list[ReportWarning]:

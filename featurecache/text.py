@@ -86,11 +86,11 @@ class TextColumn(Sequence[str]):
             One begins otherwise.
         """
         text, lengths = self.text[: int(self.starts[-1])], np.diff(self.starts)
-        places = self.starts[:-1, None].astype(np.int64) + np.arange(len(prefix))
-        if (lengths < len(prefix)).any() or (text[places] != np.frombuffer(prefix, np.uint8)).any():
+        indices = self.starts[:-1, None].astype(np.int64) + np.arange(len(prefix))
+        if (lengths < len(prefix)).any() or (text[indices] != np.frombuffer(prefix, np.uint8)).any():
             raise ValueError(f"an entry does not begin with {os.fsdecode(prefix)!r}")
         is_kept = np.ones(len(text), bool)
-        is_kept[places] = False
+        is_kept[indices] = False
         return TextColumn(
             text[is_kept], np.append(np.uint64(0), np.cumsum(lengths - np.uint64(len(prefix)))).astype("<u8")
         )

@@ -15,6 +15,7 @@ from featurecache.extraction.engines import make_engine
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.report import ExtractionReport, report_extraction
 from featurecache.extraction.scan import scan
+from featurecache.extraction.work import ExtractionWork
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.progress import Progress, Silent, shows_progress
 from featurecache.sources.opening import SourceSpec, open_source, source_spec
@@ -247,5 +248,5 @@ def run_extraction(
     with closing(job.kept):
         # Workers in other processes read by themselves.
         listing = scan(job, progress=progress, keeps=engine == "local")
-        done = sum(chosen.run(job), WorkerReport())
+        done = sum(chosen.run(ExtractionWork(job)), WorkerReport())
     return report_extraction(job, listing, done, seconds=perf_counter() - started)

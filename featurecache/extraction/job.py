@@ -21,8 +21,6 @@ from featurecache.spill import Spill
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
     from featurecache.backbones.taps import Tap
-    from featurecache.extraction.worker_report import WorkerReport
-    from featurecache.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +73,6 @@ class ExtractionJob:
             )
         names = {field.name for field in fields(self)}
         return {name: value for name, value in vars(self).items() if name in names}
-
-    def work(
-        self, *, device: str | None = None, cores: int | None = None, progress: Progress | None = None
-    ) -> WorkerReport:
-        """Do what `featurecache.extraction.work.work` does."""
-        from featurecache.extraction.work import work  # which imports this file
-
-        return work(self, device=device, cores=cores, progress=progress)
-
-    def progress_in_words(self) -> str:
-        """Say how many shards are in the cache."""
-        return f"{sum(1 for _ in self.cache.glob('features/*/*/*/commits/*.json'))} shards committed"
 
     @property
     def variants(self) -> tuple[ViewSpec | None, ...]:

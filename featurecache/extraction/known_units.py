@@ -18,7 +18,7 @@ from featurecache.store.unit_listings import ListedUnit, UnitPart
 # Asked of a server at a time.
 _QUESTIONS = 16
 
-Place = tuple[UnitPart, int]
+UnitPointer = tuple[UnitPart, int]
 """A part, and the number of a unit in it."""
 
 
@@ -44,7 +44,7 @@ def units_of(source: Source) -> list[FoundUnit] | None:
     with ThreadPoolExecutor(_QUESTIONS if getattr(source, "is_far", False) else 1) as pool:
         stamps = list(pool.map(unit_stamp, units))
     found = [FoundUnit(unit, os.fsencode(prefix), stamp) for unit, (prefix, stamp) in zip(units, stamps, strict=True)]
-    found.sort(key=lambda each: each.prefix)
+    found.sort(key=lambda unit: unit.prefix)
     # Neighbours are enough: all that begins with a prefix comes right after it.
     return None if any(b.prefix.startswith(a.prefix) for a, b in pairwise(found)) else found
 
@@ -65,30 +65,30 @@ class KnownUnits:
     def __init__(self, before: Listing | None, loose: Sequence[UnitPart], num_samples: int) -> None:
         self._num_samples = num_samples
         self._whole = None if isinstance(before, UnitListing) else before
-        self._places: dict[bytes, list[Place]] = {}
+        self._pointers: dict[bytes, list[UnitPointer]] = {}
         known = list(before.index) if isinstance(before, UnitListing) else []
         known += [(part, number) for part in loose for number in range(len(part.prefixes))]
         for part, number in known:
-            self._places.setdefault(part.prefixes.bytes_at(number), []).append((part, number))
+            self._pointers.setdefault(part.prefixes.bytes_at(number), []).append((part, number))
 
-    def find(self, found: FoundUnit) -> Place | None:
+    def find(self, found: FoundUnit) -> UnitPointer | None:
         """Return where a unit that is as it was is written down."""
         # A stamp that was not settled when it was listed proves nothing.
         if found.stamp is not None and found.stamp[2] >= 0:
-            for part, number in self._places.get(found.prefix, []):
+            for part, number in self._pointers.get(found.prefix, []):
                 if tuple(part.stamps[number, 1:].tolist()) == found.stamp[1:]:
                     return part, number
         return None
 
-    def is_whole(self, place: Place) -> bool:
+    def is_whole(self, pointer: UnitPointer) -> bool:
         """Tell whether all samples of a unit have a row of the sample table."""
-        _, rows, lengths = place[0].runs(place[1])
+        _, rows, lengths = pointer[0].runs(pointer[1])
         return bool(rows.min() >= 0 and (rows + lengths).max() <= self._num_samples)
 
-    def as_it_was(self, found: FoundUnit, place: Place | None) -> ListedUnit | None:
+    def as_it_was(self, found: FoundUnit, pointer: UnitPointer | None) -> ListedUnit | None:
         """Return what is known of a unit that is as it was; None where it has to be listed."""
-        if place is not None:
-            return self._with_rows(place[0].unit(place[1]))
+        if pointer is not None:
+            return self._with_rows(pointer[0].unit(pointer[1]))
         if self._whole is None or found.stamp is None or found.stamp[2] < 0:
             return None
         earlier = self.earlier(found.prefix)
@@ -99,8 +99,8 @@ class KnownUnits:
 
     def earlier(self, prefix: bytes) -> ListedUnit | None:
         """Return what was listed of a unit, which may have changed since."""
-        if places := self._places.get(prefix, []):
-            part, number = places[0]
+        if pointers := self._pointers.get(prefix, []):
+            part, number = pointers[0]
             return self._with_rows(part.unit(number))
         if self._whole is None:
             return None

@@ -76,7 +76,7 @@ def missing_shards(
         features = feature_set.open()
         features.check_files()  # sizes only: this is done at each run, and checksums come with reading
         left = RowRuns.of(np.fromiter(postponed, np.int64))
-        cached[feature_set.tap] = RowRuns.union((each.starts, each.stops) for each in (features.held, left))
+        cached[feature_set.tap] = RowRuns.union((runs.starts, runs.stops) for runs in (features.held, left))
     return plan_extraction(rows, cached, shard_rows=shard_rows, smallest=smallest)
 
 

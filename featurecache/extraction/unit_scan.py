@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from featurecache.errors import SourceError
 from featurecache.extraction.identify import identified
-from featurecache.extraction.known_units import FoundUnit, KnownUnits, Place
+from featurecache.extraction.known_units import FoundUnit, KnownUnits, UnitPointer
 from featurecache.ignored import IgnoredFiles
 from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
@@ -62,31 +62,31 @@ def scan_units(
     writer = store.listings.writer(source.key)
     before = store.listings.load(source.key, without_damaged=True)
     known = KnownUnits(before, writer.loose(), len(store.samples))
-    found = [(each, known.find(each)) for each in units]
-    num_new = sum(place is None or not known.is_whole(place) for _, place in found)
+    found = [(unit, known.find(unit)) for unit in units]
+    num_new = sum(pointer is None or not known.is_whole(pointer) for _, pointer in found)
     if num_new > 1:
         progress.start("reading", num_new)
     gathered = _Gathered(store, writer)
-    for each, place in found:
-        if place is not None and known.is_whole(place):
-            gathered.keep(place)
+    for unit, pointer in found:
+        if pointer is not None and known.is_whole(pointer):
+            gathered.keep(pointer)
             continue
-        new = _listed(source, each, place, known)
+        new = _listed(source, unit, pointer, known)
         # Of one unit the samples are counted, of several the units: how many samples they hold is not known yet.
-        _read(source, each, new, Silent() if num_new > 1 else progress, kept)
+        _read(source, unit, new, Silent() if num_new > 1 else progress, kept)
         if num_new > 1:
             progress.advance(1)
-        if place is not None and new.is_as_before(*place):
-            gathered.keep(place)
+        if pointer is not None and new.is_as_before(*pointer):
+            gathered.keep(pointer)
         else:
             gathered.add(new)
     gathered.write()
-    places = _with_fewer_parts([place for place in gathered.places if place is not None], writer)
-    if not places:
+    pointers = _with_fewer_parts([pointer for pointer in gathered.pointers if pointer is not None], writer)
+    if not pointers:
         raise SourceError(f"{source.key} holds no {source.modality}s; name another source")
-    if isinstance(before, UnitListing) and _names(places) == _names(before.index):
+    if isinstance(before, UnitListing) and _names(pointers) == _names(before.index):
         return before, gathered.num_read
-    writer.finish(places, store.listings.next_order())
+    writer.finish(pointers, store.listings.next_order())
     listing = store.listings.load(source.key)
     assert listing is not None
     return listing, gathered.num_read
@@ -114,9 +114,9 @@ def look_at_units(
         Ids of what the cache has never seen.
     """
     known, seen = KnownUnits(before, [], len(store.samples)), list[_NewUnit]()
-    for each in units:
-        new = _listed(source, each, known.find(each), known)
-        _read(source, each, new, progress, None)
+    for unit in units:
+        new = _listed(source, unit, known.find(unit), known)
+        _read(source, unit, new, progress, None)
         if len(new.rows):
             seen.append(new)
     # All at once: the whole table streams past them.
@@ -185,9 +185,9 @@ class _NewUnit:
         )
 
 
-def _listed(source: Source, found: FoundUnit, place: Place | None, known: KnownUnits) -> _NewUnit:
+def _listed(source: Source, found: FoundUnit, pointer: UnitPointer | None, known: KnownUnits) -> _NewUnit:
     """Return the entries of a unit, and the rows of those that are as they were; it is listed unless that is known."""
-    was = known.as_it_was(found, place)
+    was = known.as_it_was(found, pointer)
     if was is not None:
         return _NewUnit(found.prefix, _entries_of(was), was.rows, was.ignored)
     entries = Entries.of(source, [found.unit])
@@ -226,27 +226,27 @@ class _Gathered:
 
     Attributes
     ----------
-    places : list of (UnitPart, int) or None
+    pointers : list of (UnitPart, int) or None
         Where each unit is written down, in order; None of those that wait.
     num_read : int
     """
 
     store: FeatureStore
     writer: UnitWriter
-    places: list[Place | None] = field(default_factory=list)
+    pointers: list[UnitPointer | None] = field(default_factory=list)
     num_read: int = 0
     _waiting: list[_NewUnit] = field(default_factory=list)
 
-    def keep(self, place: Place) -> None:
+    def keep(self, pointer: UnitPointer) -> None:
         """Take a unit that is written down."""
-        self.places.append(place)
+        self.pointers.append(pointer)
 
     def add(self, new: _NewUnit) -> None:
         """Take a unit that is to be written; one that holds nothing is no unit."""
         if not len(new.rows):
             return
         self._waiting.append(new)
-        self.places.append(None)
+        self.pointers.append(None)
         num_samples = sum(len(unit.rows) for unit in self._waiting)
         num_bytes = sum(int(unit.entries.stamps[i, 0].sum()) for unit in self._waiting for i, _ in unit.read)
         if num_samples >= _MOST_SAMPLES or len(self._waiting) >= _MOST_UNITS or num_bytes >= _MOST_BYTES:
@@ -275,29 +275,29 @@ class _Gathered:
             self.num_read += len(rows)
         if self._waiting:
             part = self.writer.add([unit.listed() for unit in self._waiting])
-            free = [index for index, place in enumerate(self.places) if place is None]
+            free = [index for index, pointer in enumerate(self.pointers) if pointer is None]
             for number, index in enumerate(free):
-                self.places[index] = part, number
+                self.pointers[index] = part, number
             self._waiting = []
 
 
-def _with_fewer_parts(places: Sequence[Place], writer: UnitWriter) -> list[Place]:
+def _with_fewer_parts(pointers: Sequence[UnitPointer], writer: UnitWriter) -> list[UnitPointer]:
     """Write the units of small parts together, where there are many of them."""
     sizes: dict[str, int] = {}
-    for part, number in places:
+    for part, number in pointers:
         sizes[part.key] = sizes.get(part.key, 0) + int(part.starts[number + 1] - part.starts[number])
     small = {key for key, size in sizes.items() if size < _SMALL_PART}
     if len(small) <= _MOST_SMALL_PARTS:
-        return list(places)
-    moved = [index for index, (part, _) in enumerate(places) if part.key in small]
-    found = list(places)
+        return list(pointers)
+    moved = [index for index, (part, _) in enumerate(pointers) if part.key in small]
+    found = list(pointers)
     for first in range(0, len(moved), _MOST_UNITS):
         some = moved[first : first + _MOST_UNITS]
-        part = writer.add([places[index][0].unit(places[index][1]) for index in some])
+        part = writer.add([pointers[index][0].unit(pointers[index][1]) for index in some])
         for number, index in enumerate(some):
             found[index] = part, number
     return found
 
 
-def _names(places: Iterable[Place]) -> list[tuple[str, int]]:
-    return [(part.key, number) for part, number in places]
+def _names(pointers: Iterable[UnitPointer]) -> list[tuple[str, int]]:
+    return [(part.key, number) for part, number in pointers]

@@ -9,7 +9,7 @@ until something has to be computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from featurecache.errors import RequestError
@@ -20,6 +20,7 @@ from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import at_most_cores
 from featurecache.progress import Progress, Silent
 from featurecache.sources.opening import SourceSpec
+from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
@@ -88,6 +89,34 @@ def work(
                     store.remember_request(digest, sets[0].fingerprint, [s.tap for s in sets])
             report += WorkerReport(sets=tuple(s.folder.path.relative_to(store.path).as_posix() for s in sets))
         return report + WorkerReport(startup_seconds=job.network.seconds) if types else report
+
+
+@dataclass(frozen=True)
+class ExtractionWork:
+    """An extraction as engines run it: see `featurecache.extraction.engines.job.Job`.
+
+    Attributes
+    ----------
+    job : ExtractionJob
+        Its source was scanned into its cache.
+    """
+
+    job: ExtractionJob
+
+    @property
+    def settings(self) -> ExtractionSettings:
+        """How to run."""
+        return self.job.settings
+
+    def work(
+        self, *, device: str | None = None, cores: int | None = None, progress: Progress | None = None
+    ) -> WorkerReport:
+        """Work until nothing is left that this worker could do; see `work`."""
+        return work(self.job, device=device, cores=cores, progress=progress)
+
+    def progress_in_words(self) -> str:
+        """Say how many shards are in the cache."""
+        return f"{sum(1 for _ in self.job.cache.glob('features/*/*/*/commits/*.json'))} shards committed"
 
 
 def _add_sets(

@@ -16,6 +16,7 @@ from featurecache.extraction.engines.local import LocalEngine
 from featurecache.extraction.extract import make_request
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.scan import scan
+from featurecache.extraction.work import ExtractionWork
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.progress import Progress, Silent
 from featurecache.sources.opening import source_spec
@@ -47,12 +48,12 @@ class EngineContract:
     def test_every_shard_is_computed_once_and_a_second_run_does_nothing(self, images: Path, tmp_path: Path) -> None:
         job = _job(images, tmp_path / "cache")
         scan(job)
-        first = sum(self.make_engine(Silent()).run(job), WorkerReport())
+        first = sum(self.make_engine(Silent()).run(ExtractionWork(job)), WorkerReport())
         assert first.num_rows == 2 * NUM_IMAGES  # plain, and with views
         assert not first.postponed
         assert first.runtime == "torch"
         again = _job(images, tmp_path / "cache")
-        second = sum(self.make_engine(Silent()).run(again), WorkerReport())
+        second = sum(self.make_engine(Silent()).run(ExtractionWork(again)), WorkerReport())
         assert second.num_rows == 0
         assert set(second.sets) == set(first.sets)
         assert len(first.sets) == 2 * len(TAPS)
@@ -63,7 +64,7 @@ class EngineContract:
         for name, engine in (("local", LocalEngine(Silent())), ("other", self.make_engine(Silent()))):
             job = _job(images, tmp_path / name)
             scan(job)
-            list(engine.run(job))
+            list(engine.run(ExtractionWork(job)))
             files = {path.relative_to(job.cache).as_posix(): path for path in job.cache.rglob("*") if path.is_file()}
             # All but the listings, whose stamps tell when the source was scanned.
             found.append({file: path.read_bytes() for file, path in files.items() if not file.startswith("sources/")})
@@ -73,9 +74,9 @@ class EngineContract:
         whole, rest = _job(images, tmp_path / "whole"), _job(images, tmp_path / "rest")
         for job in (whole, rest):
             scan(job)
-        list(LocalEngine(Silent()).run(whole))
-        list(LocalEngine(Silent()).run(_job(images, tmp_path / "rest", taps=("stem:avg",))))
-        list(self.make_engine(Silent()).run(rest))
+        list(LocalEngine(Silent()).run(ExtractionWork(whole)))
+        list(LocalEngine(Silent()).run(ExtractionWork(_job(images, tmp_path / "rest", taps=("stem:avg",)))))
+        list(self.make_engine(Silent()).run(ExtractionWork(rest)))
         features = [FeatureStore.open(job.cache).features("stem:avg")[:] for job in (whole, rest)]
         np.testing.assert_array_equal(features[0], features[1])
 
@@ -89,7 +90,7 @@ class EngineContract:
     def test_an_error_in_a_worker_reaches_the_caller(self, images: Path, tmp_path: Path) -> None:
         FeatureStore.create(tmp_path / "cache")
         with pytest.raises(RequestError, match=r"holds no listing of .*; scan the source before work begins"):
-            list(self.make_engine(Silent()).run(_job(images, tmp_path / "cache")))
+            list(self.make_engine(Silent()).run(ExtractionWork(_job(images, tmp_path / "cache"))))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.recomputation import Inputs
 from featurecache.extraction.scan import scan
-from featurecache.extraction.work import work
+from featurecache.extraction.work import ExtractionWork
 from featurecache.extraction.worker import Worker
 from featurecache.progress import Silent
 from featurecache.sources.opening import source_spec
@@ -188,10 +188,10 @@ def test_what_another_worker_computed_later_is_not_postponed(make_folder: Make, 
     class TwoWorkers:
         """An engine whose second worker finds what the first had to leave."""
 
-        def run(self, job: ExtractionJob) -> Iterator[Any]:
-            yield work(job, progress=Away(file))
+        def run(self, job: ExtractionWork) -> Iterator[Any]:
+            yield job.work(progress=Away(file))
             file.write_bytes(data)
-            yield work(pickle.loads(pickle.dumps(job)))
+            yield pickle.loads(pickle.dumps(job)).work()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("featurecache.extraction.extract.make_engine", lambda name, progress, **_: TwoWorkers())

@@ -35,7 +35,7 @@ from featurecache.extraction.engines.ray import RayEngine
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.scan import scan
-from featurecache.extraction.work import work
+from featurecache.extraction.work import ExtractionWork, work
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.progress import Progress, Silent
 from featurecache.sources.opening import source_spec
@@ -173,11 +173,11 @@ def test_ranks_take_their_gpu_and_share_of_the_cores(
 ) -> None:
     asked: list[tuple[str | None, int | None]] = []
 
-    def noted(self: ExtractionJob, *, device: str | None, cores: int | None, progress: Progress) -> WorkerReport:
+    def noted(self: ExtractionWork, *, device: str | None, cores: int | None, progress: Progress) -> WorkerReport:
         asked.append((device, cores))
         return WorkerReport()
 
-    monkeypatch.setattr(ExtractionJob, "work", noted)
+    monkeypatch.setattr(ExtractionWork, "work", noted)
     monkeypatch.setattr(rank, "num_cores", lambda: 16)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
@@ -190,12 +190,12 @@ def test_ranks_take_their_gpu_and_share_of_the_cores(
         with monkeypatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
-            list(RankEngine(Silent()).run(job))
+            list(RankEngine(Silent()).run(ExtractionWork(job)))
     assert asked == [("cuda:1", 2), ("cuda:2", 2), ("cuda:0", 16)]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(rank, "num_cores", lambda: 2)  # the batch system bound the task to two
     monkeypatch.setenv("SLURM_PROCID", "6")
-    list(RankEngine(Silent()).run(job))
+    list(RankEngine(Silent()).run(ExtractionWork(job)))
     assert asked[-1] == ("cpu", None)
 
 

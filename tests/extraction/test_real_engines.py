@@ -24,6 +24,7 @@ from featurecache.extraction.engines.ray import RayEngine
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.scan import scan
+from featurecache.extraction.work import ExtractionWork
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.progress import Silent
 from featurecache.sources.opening import source_spec
@@ -186,7 +187,7 @@ def test_a_node_of_ray_that_is_lost_costs_nothing(
                     cluster.remove_node(other, allow_graceful=False)
 
         removing = Remove()
-        done = sum(RayEngine(removing).run(job), WorkerReport())
+        done = sum(RayEngine(removing).run(ExtractionWork(job)), WorkerReport())
         assert done.sets
     finally:
         ray.shutdown()
