@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 # On a screen; ``--tables`` writes all rows.
 _MOST_ROWS = 20
+_AS_NAMED = (
+    *("target_domain", "label_next", "unlabelled", "text_column", "id_column", "minutes", "layers_scan", "keep_layers"),
+    *("backbone", "weights", "look_at_test", "random_state"),
+)
+"""Options that are parameters of `advise` by the same names."""
 _TITLES = {
     "soundness": "Is it sound?",
     "when": "When: does transfer help here?",
@@ -35,17 +40,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "advise",
-        common=(
-            "--task",
-            "--only",
-            "--source",
-            "--minutes",
-            "--target-domain",
-            "--unlabelled",
-            "--label-next",
-            "--wide",
-            "--json",
-        ),
+        common="--task --only --source --minutes --target-domain --unlabelled --label-next --wide --json",
         help="say what to transfer, when, and whether more labels would help: each answer with its interval",
         example="""
           featurecache advise flowers.cache --task species
@@ -113,7 +108,6 @@ def add_parser(verbs: Any) -> None:
     )
     add_raw_cells_option(parser)
     add_jobs_option(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,22 +120,11 @@ def run(args: argparse.Namespace) -> int:
             args.cache,
             args.task,
             only=args.only or (),
-            target_domain=args.target_domain,
-            label_next=args.label_next,
-            unlabelled=args.unlabelled,
             source=named_source(args, args.source),
-            text_column=args.text_column,
-            id_column=args.id_column,
-            minutes=args.minutes,
-            layers_scan=args.layers_scan,
-            keep_layers=args.keep_layers,
-            backbone=args.backbone,
-            weights=args.weights,
-            look_at_test=args.look_at_test,
             map_by=args.map,
-            random_state=args.random_state,
             n_jobs=args.jobs or -1,
             progress=progress,
+            **{name: vars(args)[name] for name in _AS_NAMED},
         )
     if args.tables is not None:
         # Before anything is printed, so that a closed pipe does not cost the tables.

@@ -37,7 +37,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--opset", type=int, metavar="N", help="of ONNX (default: 20)")
     parser.add_argument("--replace", action="store_true", help="replace what is there")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

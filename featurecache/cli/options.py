@@ -7,20 +7,25 @@ import inspect
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
 
 from featurecache.errors import RequestError
 from featurecache.specs import DtypeChoice, ExtractionSettings, RuntimeName, ViewSpec
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from featurecache.evaluation.choosing import FeatureChoice
     from featurecache.evaluation.configuring import HeadLike
     from featurecache.extraction.recomputation import Inputs
 
+Made = TypeVar("Made", bound="DataclassInstance")
+
 
 def verb_parser(
-    verbs: Any, name: str, *, help: str, example: str, quiet: bool = False, common: Sequence[str] = ()
+    verbs: Any, name: str, *, help: str, example: str, quiet: bool = False, common: str | Sequence[str] = ""
 ) -> argparse.ArgumentParser:
     """Add a verb with the options that every verb has.
 
@@ -47,7 +52,7 @@ def verb_parser(
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.common = tuple(common)  # type: ignore[attr-defined]  # of the parser of our command line
+    parser.common = tuple(common.split() if isinstance(common, str) else common)  # type: ignore[attr-defined]  # of the parser of our command line
     if quiet:
         parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
@@ -69,6 +74,11 @@ def add_renamed_option(parser: Any, name: str, earlier: str, **settings: Any) ->
     # Both names set one value, so that giving both is giving one twice.
     settings |= {"dest": name.removeprefix("--").replace("-", "_"), "help": argparse.SUPPRESS}
     parser.add_argument(earlier, **(settings | {"default": argparse.SUPPRESS}))
+
+
+def option_name(field: str) -> str:
+    """Return the option that sets a field of the parsed arguments."""
+    return "--" + field.replace("_", "-")
 
 
 def add_jobs_option(parser: Any) -> None:
@@ -317,6 +327,12 @@ def add_memory_option(parser: Any) -> None:
     )
 
 
+def record_of(args: argparse.Namespace, kind: type[Made], **others: Any) -> Made:
+    """Return a record of settings: what options have the names of its fields, and others."""
+    given = {field.name: vars(args)[field.name] for field in fields(kind) if field.name in vars(args)}
+    return kind(**(given | others))
+
+
 class ExtractionChoice(TypedDict):
     """What the options say of an extraction, by the parameters of `featurecache.extract`."""
 
@@ -353,16 +369,9 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     """Return the inputs that the options name."""
     from featurecache.extraction.recomputation import Inputs
 
-    return Inputs(
-        source=named_source(args, args.source),
-        backbone=args.backbone,
-        weights=args.weights,
-        weights_key=args.weights_key,
-        text_column=args.text_column,
-        id_column=args.id_column,
-        # Only what says where and how fast: rows must come out as they were stored.
-        settings=ExtractionSettings(device=args.device, num_workers=args.jobs),
-    )
+    # Only what says where and how fast: rows must come out as they were stored.
+    settings = ExtractionSettings(device=args.device, num_workers=args.jobs)
+    return record_of(args, Inputs, source=named_source(args, args.source), settings=settings)
 
 
 def features_of(args: argparse.Namespace) -> FeatureChoice:
@@ -381,16 +390,8 @@ def memory_of(args: argparse.Namespace) -> int | None:
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     """Return the settings that the options name."""
-    # Verbs that store nothing do not have these.
-    given = {name: value for name, value in vars(args).items() if name in ("dtype", "shard_rows")}
-    return ExtractionSettings(
-        runtime=args.runtime,
-        device=args.device,
-        batch_size=args.batch_size,
-        num_workers=args.jobs,
-        num_processes=getattr(args, "processes", None),
-        **given,
-    )
+    # Verbs that store nothing have no options of stored types and shards.
+    return record_of(args, ExtractionSettings, num_workers=args.jobs, num_processes=getattr(args, "processes", None))
 
 
 def _num_jobs(text: str) -> int | None:

@@ -34,19 +34,8 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "run",
-        common=(
-            "--cache",
-            "--backbone",
-            "--labels",
-            "--label-column",
-            "--path-column",
-            "--head",
-            "--metric",
-            "--device",
-            "--weights",
-            "--open",
-            "--json",
-        ),
+        common="--cache --backbone --labels --label-column --path-column --head --metric --device --weights --open "
+        "--json",
         help="do it all: extract, train the standard heads, write a report, keep the best head for new inputs",
         example="""
           featurecache run flowers/ --cache flowers.cache
@@ -75,7 +64,6 @@ def add_parser(verbs: Any) -> None:
     add_backbone_options(parser)
     add_extraction_options(parser)
     add_training_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

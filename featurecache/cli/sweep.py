@@ -15,6 +15,7 @@ from featurecache.cli.options import (
     features_of,
     heads_of,
     memory_of,
+    record_of,
     verb_parser,
 )
 from featurecache.cli.output import (
@@ -42,18 +43,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "sweep",
-        common=(
-            "--task",
-            "--head",
-            "--tap",
-            "--seeds",
-            "--shots",
-            "--folds",
-            "--metric",
-            "--out",
-            "--picture",
-            "--json",
-        ),
+        common="--task --head --tap --seeds --shots --folds --metric --out --picture --json",
         help="train heads over taps, tasks, seeds and numbers of labels; keep every result",
         example="""
           featurecache sweep flowers.cache --task species --picture layers.svg
@@ -104,7 +94,6 @@ def add_parser(verbs: Any) -> None:
     add_raw_cells_option(parser)
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw scores by layer, labels and time")
     parser.add_argument("--replace", action="store_true", help="replace the files of --out and --picture")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -149,18 +138,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 
     if args.seeds < 1:
         raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
-    return Plan(
-        heads=heads_of(args.head),
-        seeds=range(args.seeds),
-        num_folds=args.folds,
-        shots=args.shots or (),
-        shares=args.share or (),
-        # Never by default: a sweep is for choosing, and a split that was chosen on is no test any more.
-        on_test=args.look_at_test,
-        tta=args.tta,
-        balanced=args.balanced,
-        metric=args.metric,
-    )
+    heads, shots, shares = heads_of(args.head), args.shots or (), args.share or ()
+    # Never on test by default: a sweep is for choosing, and a split that was chosen on is no test any more.
+    choice = {"seeds": range(args.seeds), "num_folds": args.folds, "on_test": args.look_at_test}
+    return record_of(args, Plan, heads=heads, shots=shots, shares=shares, **choice)
 
 
 def _draw(args: argparse.Namespace, lines: list[SweepLine]) -> None:

@@ -22,7 +22,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "verify",
-        common=("--deep", "--source", "--rows", "--level", "--json"),
+        common="--deep --source --rows --level --json",
         help="check a cache without changing it: records, checksums, digests, and that rows belong to their samples",
         example="""
           featurecache verify flowers.cache
@@ -39,7 +39,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--rows", type=int, metavar="N", help="rows of each fingerprint for --deep (default 64)")
     add_input_options(parser, purpose="for --deep")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

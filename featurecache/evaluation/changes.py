@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter
 
 import msgspec
@@ -56,16 +56,10 @@ class Changes:
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return {
-            "number": self.number,
-            "times_reported": self.times_reported,
+            **{field.name: getattr(self, field.name) for field in fields(self)},
             "before": msgspec.to_builtins(self.before),
             "now": msgspec.to_builtins(self.now),
             "same_choice": self.is_same_choice,
-            "num_relabelled": self.num_relabelled,
-            "num_shared": self.num_shared,
-            "score_before": self.score_before,
-            "score_now": self.score_now,
-            "compared_by": self.compared_by,
             "comparison": None if self.comparison is None else self.comparison.to_json(),
         }
 

@@ -12,6 +12,11 @@ from featurecache.evaluation.scores import Scores
 from featurecache.heads.head import Setting
 from featurecache.heads.thresholds import Thresholds
 
+_PLAIN = (
+    *("head", "params", "seconds", "protocol", "selection_accuracy", "selection_score", "selection_log_loss"),
+    *("balanced", "metric", "reported", "converged"),
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HeadResult:
@@ -70,17 +75,8 @@ class HeadResult:
     def to_json(self) -> dict[str, object]:
         """Return the result as plain, finite JSON values, without arrays and estimator."""
         return {
-            "head": self.head,
-            "params": self.params,
+            **{name: getattr(self, name) for name in _PLAIN},
             "seconds": round(self.seconds, 3),
-            "protocol": self.protocol,
-            "selection_accuracy": self.selection_accuracy,
-            "selection_score": self.selection_score,
-            "selection_log_loss": self.selection_log_loss,
-            "balanced": self.balanced,
-            "metric": self.metric,
-            "reported": self.reported,
-            "converged": self.converged,
             "kept": self.is_kept,
             "threshold": None if self.thresholds is None else self.thresholds.to_json(),
             "validation": self.validation.to_json(),

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from featurecache.evaluation.task_features import TaskFeatures, rows_of_split
 from featurecache.hashing import digest_bytes, digest_json
+from featurecache.heads.head import NamedHead
 from featurecache.store.labels import SPLITS
+from featurecache.versions import installed_versions
 
 COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 """Packages whose versions a result depends on."""
+
+
+def key_parts(head: NamedHead, features: TaskFeatures, labels: str, *, evaluated: str) -> dict[str, Any]:
+    """Return what every result of a head depends on; ``evaluated`` names what it is evaluated on."""
+    fit_set, eval_set = (
+        [feature_set.fingerprint, feature_set.tap, feature_set.dtype]
+        for feature_set in (features.feature_set, features.eval_set)
+    )
+    return {
+        "features": fit_set,
+        evaluated: eval_set,
+        "labels": labels,
+        # Its settings on very many rows stand for the grid: that of few rows may be cut.
+        "head": [head.name, repr(head.estimator), head.settings_for(1_000_000)],
+        "balanced": features.measure.balanced,
+        "versions": installed_versions(COMPUTES),
+    }
 
 
 def digest_of_labels(features: TaskFeatures) -> str:

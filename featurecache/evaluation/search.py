@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from itertools import starmap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
@@ -263,36 +263,15 @@ def search(
             X, y, weight, groups = train.with_samples_of(validation).fit_rows()
         final = clone(estimator).set_params(**chosen.params)
         converged = fit_estimator(final, X, y, weight, groups, name=head.name)
-        return _scored(
-            head,
-            final,
-            selection,
-            chosen,
-            splits,
-            measure,
-            random_state,
-            converged=converged,
-            n_train=len(y),
-            start=start,
-        )
+        return _scored(selection, chosen, final, splits, start, converged=converged, n_train=len(y))
 
 
 def _scored(
-    head: NamedHead,
-    final: BaseEstimator,
-    selection: Selection,
-    chosen: Chosen,
-    splits: dict[str, SplitData],
-    measure: Measure,
-    random_state: int,
-    *,
-    converged: bool,
-    n_train: int,
-    start: float,
+    selection: Selection, chosen: Chosen, final: BaseEstimator, splits: dict[str, SplitData], start: float, **fit: Any
 ) -> HeadResult:
     """Score a fitted head on the split that is reported, and its selection on the rows by which it was chosen."""
     reported = "test" if "test" in splits else "validation"
-    data, held_out = splits[reported], selection.data
+    data, held_out, measure, random_state = splits[reported], selection.data, selection.measure, selection.random_state
     thresholds, chosen = decide(measure, held_out, chosen, random_state)
     y_pred = measure.predict(final, data, chosen.temperature)
     proba = measure.predict_proba(final, data, chosen.temperature, y_pred)
@@ -305,7 +284,8 @@ def _scored(
         )
     accuracy = float(np.mean(held_out.y == chosen.y_pred)) if held_out.y.ndim == 1 else None
     return HeadResult(
-        head=head.name,
+        **fit,
+        head=selection.head.name,
         params=chosen.params,
         protocol=selection.protocol,
         selection_accuracy=accuracy,
@@ -325,8 +305,6 @@ def _scored(
         proba=proba,
         estimator=final,
         temperature=chosen.temperature,
-        converged=converged,
-        n_train=n_train,
         seconds=time.perf_counter() - start,
         positive=measure.positive,
         thresholds=thresholds,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.heads.gradient.outputs import Groups
+from featurecache.heads.head import Groups
 from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.ridge import RidgeRegressor
