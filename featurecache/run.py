@@ -362,13 +362,9 @@ def _advise(
     # Advice compares plain features; views of one image are no samples of their own.
     plain = [found for found in extraction.sets if found.num_views is None]
     try:
+        name, options = training.task.name, source_options
         return advise(
-            extraction.store,
-            training.task.name,
-            source=source,
-            source_options=source_options,
-            sets=plain,
-            random_state=random_state,
+            extraction.store, name, source=source, source_options=options, sets=plain, random_state=random_state
         )
     except (RequestError, TaskError):
         return []

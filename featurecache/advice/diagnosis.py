@@ -116,9 +116,10 @@ class _Gap:
 
     def __init__(self, terms: Mapping[str, ErrorsOf]) -> None:
         self._terms = terms
-        self.mean, self._error, self._num_units = _sum_of_means(terms)
-        # Where one of the samples has too few rows or groups for an interval, the sum has none.
-        half = self._quantile(0.975) * self._error
+        self.mean, error, num_units = _sum_of_means(terms)
+        # Where one of the samples has too few rows or groups for an interval, the sum has none. Degrees of freedom of
+        # the smallest sample: an interval that is rather too wide.
+        half = float(student_t.ppf(0.975, max(num_units - 1, 1))) * error
         self.low, self.high = self.mean - half, self.mean + half
 
     def exceeds(self, other: _Gap) -> bool:
@@ -133,10 +134,6 @@ class _Gap:
             difference[sample] = own - values, groups
         mean, error, num_units = _sum_of_means(difference)
         return bool(mean > float(student_t.ppf(0.95, max(num_units - 1, 1))) * error)
-
-    def _quantile(self, level: float) -> float:
-        # Degrees of freedom of the smallest sample: an interval that is rather too wide.
-        return float(student_t.ppf(level, max(self._num_units - 1, 1)))
 
 
 def _sum_of_means(terms: Mapping[str, ErrorsOf]) -> tuple[float, float, int]:

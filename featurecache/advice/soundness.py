@@ -127,19 +127,16 @@ def copies_finding(
         return Finding(question="soundness", verdict="none found", text=text, n=n, basis=basis, details=details)
     # By groups of copies, which are right or wrong together.
     found = mean_difference(gains_as_they_are - gains_kept_together, copies.group[: len(gains_as_they_are)])
-    num_samples = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
     text = (
-        f"{num_samples} of {n} samples are near-copies of others, and {int(across.sum())} pairs lie on both sides of a "
-        f"split: {score} out of fold is {gains_as_they_are.mean():.3f} with them apart and "
+        f"{copies.num_alike} of {n} samples are near-copies of others, and {int(across.sum())} pairs lie on both sides "
+        f"of a split: {score} out of fold is {gains_as_they_are.mean():.3f} with them apart and "
         f"{gains_kept_together.mean():.3f} with copies kept together"
     )
     return Finding(
         question="soundness",
         verdict="near-copies",
         text=text,
-        figure=found.mean,
-        low=found.low,
-        high=found.high,
+        **found.figures,
         n=n,
         basis=basis,
         next_command=next_command,
@@ -187,9 +184,7 @@ def shortcut_finding(
     answer = partial(
         Finding,
         question="soundness",
-        figure=every.mean,
-        low=every.low,
-        high=every.high,
+        **every.figures,
         n=len(y),
         basis=f"decision tree on {', '.join(facts)}, out of fold, less the largest class",
         details=details,

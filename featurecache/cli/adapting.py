@@ -92,13 +92,7 @@ def run_adapting(store: FeatureStore, task: Task, args: argparse.Namespace) -> i
         raise RequestError(f"--adapt takes one feature set, and these are {len(sets)}: {taps}; name one with --tap")
     with progress_on_stderr(quiet=args.quiet) as progress:
         report = adapt_heads(
-            store,
-            task,
-            sets[0],
-            args.target_domain,
-            args.adapt,
-            random_state=args.random_state,
-            progress=progress,
+            store, task, sets[0], args.target_domain, args.adapt, random_state=args.random_state, progress=progress
         )
     saved: Path | None = None
     if args.save:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_jobs_option, add_table_options, named_source, verb_parser
+from featurecache.cli.options import add_jobs_option, add_table_options, called, named_source, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
 from featurecache.cli.output_files import add_raw_cells_option, write_table_at
 from featurecache.errors import RequestError
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 # On a screen; ``--tables`` writes all rows.
 _MOST_ROWS = 20
-_AS_NAMED = (
-    *("target_domain", "label_next", "unlabelled", "text_column", "id_column", "minutes", "layers_scan", "keep_layers"),
-    *("backbone", "weights", "look_at_test", "random_state"),
-)
-"""Options that are parameters of `advise` by the same names."""
 _TITLES = {
     "soundness": "Is it sound?",
     "when": "When: does transfer help here?",
@@ -116,16 +111,8 @@ def run(args: argparse.Namespace) -> int:
 
     _check_options(args)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        findings = advise(
-            args.cache,
-            args.task,
-            only=args.only or (),
-            source=named_source(args, args.source),
-            map_by=args.map,
-            n_jobs=args.jobs or -1,
-            progress=progress,
-            **{name: vars(args)[name] for name in _AS_NAMED},
-        )
+        source, n_jobs, only = named_source(args, args.source), args.jobs or -1, args.only or ()
+        findings = called(args, advise, only=only, source=source, map_by=args.map, n_jobs=n_jobs, progress=progress)
     if args.tables is not None:
         # Before anything is printed, so that a closed pipe does not cost the tables.
         write_tables(args.tables, findings, raw=args.raw_cells)

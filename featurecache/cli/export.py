@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from featurecache.cli.options import add_head_options, verb_parser
+from featurecache.cli.options import add_head_options, called, verb_parser
 from featurecache.cli.output import print_json, print_line
 
 
@@ -43,17 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Export, and say what goes in and comes out."""
     from featurecache.deployment.export import export_head
 
-    about = export_head(
-        args.head,
-        args.out,
-        format=args.format,
-        backbone=args.backbone,
-        weights=args.weights,
-        weights_key=args.weights_key,
-        layers=args.layers,
-        opset=args.opset,
-        replace=args.replace,
-    )
+    about = called(args, export_head)
     if args.json:
         print_json(about)
         return 0

@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_weights_file_options, features_of, memory_of, option_name, record_of
+from featurecache.cli.options import add_weights_file_options, called, features_of, memory_of, option_name
 from featurecache.cli.output import print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError, command_line
 from featurecache.finetuning.settings import FineTuning
@@ -207,4 +207,4 @@ def _training(store: FeatureStore, task: Task, args: argparse.Namespace) -> Laye
     if "augment" in given:
         given["augment"] = tuple(None if name == "none" else name for name in given["augment"])
     tuning, memory = FineTuning(**given), memory_of(args)
-    return record_of(args, LayerTraining, store=store, task=task, tuning=tuning, memory=memory)
+    return called(args, LayerTraining, store=store, task=task, tuning=tuning, memory=memory)

@@ -6,8 +6,7 @@ import argparse
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
 
@@ -15,13 +14,11 @@ from featurecache.errors import RequestError
 from featurecache.specs import DtypeChoice, ExtractionSettings, RuntimeName, ViewSpec
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from featurecache.evaluation.choosing import FeatureChoice
     from featurecache.evaluation.configuring import HeadLike
     from featurecache.extraction.recomputation import Inputs
 
-Made = TypeVar("Made", bound="DataclassInstance")
+Made = TypeVar("Made")
 
 
 def verb_parser(
@@ -214,15 +211,9 @@ def named_source(args: argparse.Namespace, source: Any) -> Any:
     is_text = args.text_column is not None
     if not has_form and (is_text or not (args.path_column is not None or args.allow_local_urls)):
         return source
-    return source_spec(
-        source,
-        text_column=args.text_column,
-        id_column=args.id_column,
-        path_column=None if is_text else args.path_column,
-        allow_local_urls=args.allow_local_urls,
-        delimiter=delimiter_of(args),
-        has_header=not args.no_header,
-    )
+    path_column, delimiter = None if is_text else args.path_column, delimiter_of(args)
+    form = {"path_column": path_column, "delimiter": delimiter, "has_header": not args.no_header}
+    return called(args, source_spec, path=source, **form)
 
 
 def add_extraction_options(parser: argparse.ArgumentParser) -> None:
@@ -327,10 +318,10 @@ def add_memory_option(parser: Any) -> None:
     )
 
 
-def record_of(args: argparse.Namespace, kind: type[Made], **others: Any) -> Made:
-    """Return a record of settings: what options have the names of its fields, and others."""
-    given = {field.name: vars(args)[field.name] for field in fields(kind) if field.name in vars(args)}
-    return kind(**(given | others))
+def called(args: argparse.Namespace, function: Callable[..., Made], **others: Any) -> Made:
+    """Call a function, or make a record, with what options have the names of its parameters, and others."""
+    given = {name: vars(args)[name] for name in inspect.signature(function).parameters if name in vars(args)}
+    return function(**(given | others))
 
 
 class ExtractionChoice(TypedDict):
@@ -371,7 +362,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
 
     # Only what says where and how fast: rows must come out as they were stored.
     settings = ExtractionSettings(device=args.device, num_workers=args.jobs)
-    return record_of(args, Inputs, source=named_source(args, args.source), settings=settings)
+    return called(args, Inputs, source=named_source(args, args.source), settings=settings)
 
 
 def features_of(args: argparse.Namespace) -> FeatureChoice:
@@ -391,7 +382,7 @@ def memory_of(args: argparse.Namespace) -> int | None:
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     """Return the settings that the options name."""
     # Verbs that store nothing have no options of stored types and shards.
-    return record_of(args, ExtractionSettings, num_workers=args.jobs, num_processes=getattr(args, "processes", None))
+    return called(args, ExtractionSettings, num_workers=args.jobs, num_processes=getattr(args, "processes", None))
 
 
 def _num_jobs(text: str) -> int | None:

@@ -15,6 +15,7 @@ from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
     add_extraction_options,
     add_table_options,
+    called,
     extraction_of,
     named_source,
     source_argument,
@@ -83,18 +84,16 @@ def run(args: argparse.Namespace) -> int:
     if table is not None or not is_table_name(path):
         labels = labels_of(args, table, text_column=None if by_id else args.text_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        done = do_main_job(
-            source,
-            cache=args.cache,
+        done = called(
+            args,
+            do_main_job,
+            source=source,
             labels=None if table is None and not path.is_dir() else labels,
-            task=args.task,
-            allow_missing=args.allow_missing,
             backbone=requests_of(args),
-            **extraction_of(args),
             training=training_of(args),
-            report=args.report,
             command=shlex.join(["featurecache", *sys.argv[1:]]),
             progress=progress,
+            **extraction_of(args),
         )
     if args.json:
         print_json(done.to_json())

@@ -12,10 +12,10 @@ from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
     add_metric_option,
+    called,
     features_of,
     heads_of,
     memory_of,
-    record_of,
     verb_parser,
 )
 from featurecache.cli.output import (
@@ -141,7 +141,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     heads, shots, shares = heads_of(args.head), args.shots or (), args.share or ()
     # Never on test by default: a sweep is for choosing, and a split that was chosen on is no test any more.
     choice = {"seeds": range(args.seeds), "num_folds": args.folds, "on_test": args.look_at_test}
-    return record_of(args, Plan, heads=heads, shots=shots, shares=shares, **choice)
+    return called(args, Plan, heads=heads, shots=shots, shares=shares, **choice)
 
 
 def _draw(args: argparse.Namespace, lines: list[SweepLine]) -> None:
@@ -160,13 +160,8 @@ def _print(report: SweepReport, lines: list[SweepLine], sets: list[FeatureSet]) 
     """Print one table for each score, and what was left out, doubtful or refused."""
     from featurecache.evaluation.summary import uncompared
 
-    named = dict(
-        zip(
-            (feature_set.key for feature_set in sets),
-            distinct_names([feature_set.to_json() for feature_set in sets]),
-            strict=True,
-        )
-    )
+    names_of_sets = distinct_names([feature_set.to_json() for feature_set in sets])
+    named = dict(zip((feature_set.key for feature_set in sets), names_of_sets, strict=True))
     for head in report.left_out:
         row = head.row
         warn(f"head {row.head} is left out on {named[row.set_key]}, task {row.task}: it {head.reason}")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurecache.cli.options import (
     add_form_options,
     add_renamed_option,
+    called,
     delimiter_of,
     option_name,
-    record_of,
     verb_parser,
 )
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
@@ -166,7 +166,7 @@ def labels_of(
     if table is not None:
         if args.class_folder:
             raise RequestError("--class-folder is about folders, and a table says the labels; leave one of them out")
-        options = record_of(args, LabelOptions, text_column=text_column)
+        options = called(args, LabelOptions, text_column=text_column)
         return LabelTable(table, options, delimiter_of(args), not args.no_header)
     # `task add` takes the table as an argument, `run` as an option.
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
@@ -210,14 +210,7 @@ def run_add(args: argparse.Namespace) -> int:
         from featurecache.advice.unlabelled import near_copy_groups
 
         alike = near_copy_groups(store)
-    task = store.add_task(
-        args.name,
-        labels,
-        allow_missing=args.allow_missing,
-        replace=args.replace,
-        alike=alike,
-        random_state=args.random_state,
-    )
+    task = called(args, store.add_task, labels=labels, alike=alike)
     if args.json:
         print_json(describe_task(store, task))
     else:

@@ -16,10 +16,10 @@ from featurecache.cli.options import (
     add_memory_option,
     add_metric_option,
     add_threshold_options,
+    called,
     features_of,
     heads_of,
     memory_of,
-    record_of,
     verb_parser,
 )
 from featurecache.cli.output import (
@@ -202,7 +202,7 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
     """Return the settings that the options name."""
     from featurecache.train import TrainingSettings
 
-    return record_of(args, TrainingSettings, heads=heads_of(args.head), n_jobs=args.jobs, memory=memory_of(args))
+    return called(args, TrainingSettings, heads=heads_of(args.head), n_jobs=args.jobs, memory=memory_of(args))
 
 
 def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: bool = False) -> None:
