@@ -130,7 +130,7 @@ def test_whatever_a_result_depends_on_makes_it_another(
         assert main([*again[:-1], "--random-state", "5", "--replace"]) == 0
     elif change == "version":
         versions = {"scikit-learn": "0"}
-        monkeypatch.setattr("featurecache.evaluation.kept_results.installed_versions", lambda names: versions)
+        monkeypatch.setattr("featurecache.evaluation.result_keys.installed_versions", lambda names: versions)
     else:
         assert main([*extract, "--views", "2"]) == 0
         options["tta"] = True
