@@ -7,14 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.errors import (
-    OutputFailure,
-    RequestError,
-    TaskError,
-    command_line,
-    try_output,
-    unique_warnings,
-)
+from featurecache.errors import OutputFailure, RequestError, TaskError, command_line, try_output, unique_warnings
 from featurecache.progress import shows_progress
 from featurecache.run_report import RunReport, write_run_report
 from featurecache.specs import DEFAULT_BACKBONE, BackboneRequest, check_takes_views
@@ -282,12 +275,7 @@ def _check_options(
 
 
 def _read_labels(
-    labels: Any,
-    source: Any,
-    opened: Source,
-    text_column: str | None,
-    id_column: str | None,
-    names: Sequence[str],
+    labels: Any, source: Any, opened: Source, text_column: str | None, id_column: str | None, names: Sequence[str]
 ) -> FolderLabels | TableLabels:
     """Return the labels of a source: what is given, else what the source carries, else its folders."""
     from featurecache.interop.dataset_labels import labels_in_source

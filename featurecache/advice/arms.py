@@ -119,11 +119,7 @@ def missing_arms(store: FeatureStore, feature_set: FeatureSet, source: ArmSource
 
 
 def make_arms(
-    store: FeatureStore,
-    arms: Sequence[MissingArm],
-    source: ArmSource,
-    minutes: float,
-    progress: Progress | None = None,
+    store: FeatureStore, arms: Sequence[MissingArm], source: ArmSource, minutes: float, progress: Progress | None = None
 ) -> dict[str, float]:
     """Make the arms that a budget allows, and return the predicted seconds of the others by role.
 

@@ -58,10 +58,7 @@ def diagnosis_finding(
     """
     others = dict(others or {})
     fit = {"in sample": (in_sample, groups), "out of fold": (out_of_fold, groups)}
-    gaps = {
-        "bias": _Gap({"fit": (in_sample, groups)}),
-        "variance": _Gap({"fit": (out_of_fold - in_sample, groups)}),
-    }
+    gaps = {"bias": _Gap({"fit": (in_sample, groups)}), "variance": _Gap({"fit": (out_of_fold - in_sample, groups)})}
     if target is not None:
         gaps["mismatch"] = _Gap({"target": (target, target_groups), "fit": (-out_of_fold, groups)})
     # Test data are compared with what choices were made by: the target where there is one.

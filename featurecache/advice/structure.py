@@ -208,12 +208,7 @@ def _clusters_finding(clusters: Clusters, plane: Floats, map_by: MapName, names:
 
 
 def outliers_finding(
-    X: NDArray[np.floating],
-    names: Sequence[str],
-    name: str,
-    group: NDArray[np.int64],
-    *,
-    question: Topic = "structure",
+    X: NDArray[np.floating], names: Sequence[str], name: str, group: NDArray[np.int64], *, question: Topic = "structure"
 ) -> Finding | None:
     """List the samples that are far from all others; None of fewer than 25 that are no near-copies.
 

@@ -33,10 +33,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         "layers", "of --head tail, layers:linear, layers:conv, layers:transformer, layers:mlp or python:MODULE:FACTORY"
     )
     group.add_argument(
-        "--from-tap",
-        action="append",
-        metavar="T",
-        help="cached activations to train on; repeat for several",
+        "--from-tap", action="append", metavar="T", help="cached activations to train on; repeat for several"
     )
     group.add_argument(
         "--from-images",

@@ -57,12 +57,7 @@ class Comparison:
 
 
 def compare(
-    y: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    groups: np.ndarray | None = None,
-    *,
-    balanced: bool = False,
+    y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None, *, balanced: bool = False
 ) -> Comparison:
     """Compare what two heads predicted for the same rows.
 

@@ -6,12 +6,7 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import average_precision, ranked

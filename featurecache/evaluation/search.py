@@ -209,11 +209,7 @@ def search_all(
 
 
 def search(
-    head: NamedHead,
-    splits: dict[str, SplitData],
-    measure: Measure,
-    random_state: int,
-    steps: FitSteps | None = None,
+    head: NamedHead, splits: dict[str, SplitData], measure: Measure, random_state: int, steps: FitSteps | None = None
 ) -> HeadResult:
     """Choose the setting of a head, fit it again and score it, by the protocol at the top of this module.
 

@@ -25,12 +25,7 @@ from featurecache.evaluation.result_keys import digest_of_labels, key_parts
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.summary import SweepLine, summarise
 from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
-from featurecache.evaluation.task_features import (
-    TaskFeatures,
-    open_task_features,
-    read_splits,
-    splits_without_features,
-)
+from featurecache.evaluation.task_features import TaskFeatures, open_task_features, read_splits, splits_without_features
 from featurecache.hashing import digest_json
 from featurecache.heads.head import NamedHead
 from featurecache.progress import Progress, Silent
