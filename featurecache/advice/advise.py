@@ -12,11 +12,10 @@ from featurecache.advice.advisor import Advisor
 from featurecache.advice.arms import ArmSource, make_arms, missing_arms
 from featurecache.advice.axes import MapName
 from featurecache.advice.commands import Commands
-from featurecache.advice.evidence import gather, role_of
+from featurecache.advice.evidence import fit_probes, gather, role_of
 from featurecache.advice.finding import TOPICS, Finding
 from featurecache.advice.layers_scan import LayersScan
 from featurecache.advice.layers_scan import keep_layers as cache_layers
-from featurecache.advice.probed_arms import fit_probes
 from featurecache.advice.unlabelled import default_set, unlabelled_findings
 from featurecache.errors import RequestError
 from featurecache.evaluation.domains import cached_rows_of_domain, rows_of_domain

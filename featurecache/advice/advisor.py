@@ -12,23 +12,21 @@ import numpy as np
 from featurecache.advice.active_learning import choose_samples, label_next_finding
 from featurecache.advice.adaptation import adaptation_finding
 from featurecache.advice.commands import Commands
-from featurecache.advice.diagnosis import diagnosis_finding
-from featurecache.advice.evidence import FITTED, SCORE_NAMES, Evidence, class_counts_by_split, gains
-from featurecache.advice.facts import facts_of
+from featurecache.advice.diagnosis import diagnosis_finding, errors_by_split, errors_on, rows_of_test_split
+from featurecache.advice.evidence import FITTED, SCORE_NAMES, Evidence, ProbedArm, class_counts_by_split, gains
 from featurecache.advice.finding import TOPICS, Finding
 from featurecache.advice.how import depth_finding
 from featurecache.advice.layers_scan import LayersScan, scan_layers
 from featurecache.advice.more_data import learning_curve, more_data_finding
 from featurecache.advice.probe import linear_probe
-from featurecache.advice.probed_arms import ProbedArm
 from featurecache.advice.soundness import (
     copies_finding,
     count_findings,
+    facts_of,
     gains_with_copies_together,
     label_finding,
     shortcut_finding,
 )
-from featurecache.advice.split_errors import errors_by_split, errors_on, rows_of_test_split
 from featurecache.advice.structure import outliers_finding
 from featurecache.advice.transferability import IMAGENET_ACCURACY, h_score, log_me
 from featurecache.advice.unlabelled import rows_without_label
@@ -39,8 +37,7 @@ from featurecache.evaluation.adapting import adapt_heads
 from featurecache.evaluation.intervals import LEAST_GROUPS
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.near_copies import near_copies
-from featurecache.evaluation.prediction import calibrated
-from featurecache.heads.probability import fit_temperature
+from featurecache.heads.probability import calibrated, fit_temperature
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.soundness import feature_warnings

@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
     with without_collection():
         from featurecache.evaluation.choosing import sets_to_sweep
+        from featurecache.evaluation.summary import COLUMNS
         from featurecache.evaluation.sweep import run_sweep
-        from featurecache.evaluation.sweep_row import COLUMNS
         from featurecache.store.store import FeatureStore
         from featurecache.table_output import TABLE_SUFFIXES
 

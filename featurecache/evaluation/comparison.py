@@ -9,9 +9,8 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import LEAST_GROUPS, holding
-from featurecache.evaluation.proportions import Z95
-from featurecache.evaluation.row_scores import balanced_weights
+from featurecache.evaluation.intervals import LEAST_GROUPS, Z95, holding
+from featurecache.evaluation.metrics import balanced_weights
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell", "the same answers"]
 

@@ -12,17 +12,16 @@ from typing import Any, Literal, NamedTuple
 
 from featurecache.errors import FeatureCacheError, HeadError
 from featurecache.evaluation.calibration import calibration
-from featurecache.evaluation.configuring import check_streams
+from featurecache.evaluation.configuring import check_streams, reason_to_leave_out
 from featurecache.evaluation.fit_progress import FitSteps
-from featurecache.evaluation.head_result import HeadResult
-from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
+from featurecache.evaluation.plan import Resampling, resample
 from featurecache.evaluation.processes import FitBackend
-from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.search import WORTH_A_PROCESS, search
 from featurecache.evaluation.split_data import SplitData, check_splits
-from featurecache.evaluation.sweep_row import SweepRow
+from featurecache.evaluation.summary import SweepRow
+from featurecache.evaluation.trained_head import HeadResult
 from featurecache.heads.head import NamedHead
 from featurecache.specs import TaskKind
 

@@ -132,7 +132,7 @@ class Measure(ABC):
     def row_scores(self, y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Return what each sample adds to `score`, (n_samples,) float64, the greater the better.
 
-        The mean is the score, times `sign`; see `featurecache.evaluation.row_scores`. Zeros where it is not known.
+        The mean is the score, times `sign`; see `featurecache.evaluation.metrics`. Zeros where it is not known.
 
         Parameters
         ----------

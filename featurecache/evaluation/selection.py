@@ -25,11 +25,16 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measure import Measure
-from featurecache.evaluation.prediction import calibrated
-from featurecache.evaluation.row_scores import balanced_weights
+from featurecache.evaluation.metrics import balanced_weights
 from featurecache.evaluation.split_data import SplitData, class_sizes
 from featurecache.heads.head import HeadMixin, NamedHead, Setting
-from featurecache.heads.probability import decision_values, fit_temperature, has_decisions, needs_temperature
+from featurecache.heads.probability import (
+    calibrated,
+    decision_values,
+    fit_temperature,
+    has_decisions,
+    needs_temperature,
+)
 
 MAX_FOLDS = 5
 _REPEATED_BELOW = 200

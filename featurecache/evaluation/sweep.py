@@ -17,14 +17,12 @@ from featurecache.errors import ReportWarning
 from featurecache.evaluation.configuring import HOLDS_ALL_ROWS
 from featurecache.evaluation.fit_progress import watched
 from featurecache.evaluation.fits import PlannedSearch, Result, num_samples_copied, run_searches
+from featurecache.evaluation.kept_results import digest_of_labels, key_parts
 from featurecache.evaluation.memory_budget import memory_budget
 from featurecache.evaluation.metrics import metric_of
-from featurecache.evaluation.plan import Plan
-from featurecache.evaluation.resampling import Resampling, resample
-from featurecache.evaluation.result_keys import digest_of_labels, key_parts
+from featurecache.evaluation.plan import Plan, Resampling, resample
 from featurecache.evaluation.split_data import SplitData
-from featurecache.evaluation.summary import SweepLine, summarise
-from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
+from featurecache.evaluation.summary import COLUMNS, SweepLine, SweepRow, summarise
 from featurecache.evaluation.task_features import TaskFeatures, open_task_features, read_splits, splits_without_features
 from featurecache.hashing import digest_json
 from featurecache.heads.head import NamedHead

@@ -121,7 +121,7 @@ class Perceptron(StackedEstimator):
         super().check_options()
 
     def _stack(self) -> tuple[type[StackedModels], tuple[int, ...], int]:
-        from featurecache.heads.gradient.perceptrons import StackedPerceptrons
+        from featurecache.heads.gradient.stacked import StackedPerceptrons
 
         return StackedPerceptrons, (self.hidden_layers, self.width), 1
 

@@ -15,9 +15,8 @@ from featurecache.cli import main
 from featurecache.deployment.kept import keep_head
 from featurecache.deployment.saved import open_head
 from featurecache.evaluation import search as searching
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.refit import is_fitted
-from featurecache.evaluation.trained_head import reported_rows
+from featurecache.evaluation.trained_head import HeadResult, reported_rows
 from featurecache.evaluation.training import TrainingReport
 from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore
@@ -130,7 +129,7 @@ def test_whatever_a_result_depends_on_makes_it_another(
         assert main([*again[:-1], "--random-state", "5", "--replace"]) == 0
     elif change == "version":
         versions = {"scikit-learn": "0"}
-        monkeypatch.setattr("featurecache.evaluation.result_keys.installed_versions", lambda names: versions)
+        monkeypatch.setattr("featurecache.evaluation.kept_results.installed_versions", lambda names: versions)
     else:
         assert main([*extract, "--views", "2"]) == 0
         options["tta"] = True
