@@ -49,7 +49,8 @@ def verb_parser(
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.common = tuple(common.split() if isinstance(common, str) else common)  # type: ignore[attr-defined]  # of the parser of our command line
+    words = common.split() if isinstance(common, str) else common
+    parser.common = tuple(words)  # type: ignore[attr-defined]  # of the parser of our command line
     if quiet:
         parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
