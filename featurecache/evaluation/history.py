@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from operator import attrgetter
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -148,7 +149,7 @@ def remember_training(store: FeatureStore, report: TrainingReport) -> Changes | 
 
 def _describe(report: TrainingReport) -> HistoryBody:
     head, task = report.best, report.task
-    result, feature_set = head.result, head.feature_set
+    result, names = head.result, dict[str, Any](head.feature_set.to_json())
     return HistoryBody(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         kind=task.kind,
@@ -156,11 +157,7 @@ def _describe(report: TrainingReport) -> HistoryBody:
         counts=task.counts(),
         head=result.head,
         params=result.params,
-        backbone=feature_set.identity.backbone,
-        tap=feature_set.tap,
-        dtype=feature_set.dtype,
-        views=feature_set.num_views,
-        fingerprint=feature_set.fingerprint,
+        **names,
         evaluated_on=head.evaluated_on,
         protocol=result.protocol,
         chosen_by=report.measure.primary,

@@ -218,7 +218,7 @@ def _results(
 
 def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, resampling: Resampling) -> SweepRow:
     """Return what is known of a search before it is done."""
-    feature_set, measure = features.feature_set, features.measure
+    names, measure = dict[str, Any](features.feature_set.to_json()), features.measure
     with_all_labels = resample(splits, replace(resampling, shots=None, share=None), kind=measure.kind)
     split = "test" if resampling.on_test else "validation"
     if resampling.num_folds:
@@ -228,11 +228,7 @@ def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, 
     return SweepRow(
         task=features.task.name,
         kind=measure.kind,
-        backbone=feature_set.identity.backbone,
-        fingerprint=feature_set.fingerprint,
-        tap=feature_set.tap,
-        dtype=feature_set.dtype,
-        views=feature_set.num_views,
+        **names,
         evaluated_on="plain" if features.eval_set.num_views is None else "views",
         head=head.name,
         balanced=measure.balanced,

@@ -120,14 +120,10 @@ class TrainedHead:
         return {
             **self.result.to_json(),
             "n_fitted": self.num_fitted,
-            "views": self.feature_set.num_views,
             "judged_on": self.evaluated_on,
             "judged_views": self.eval_set.num_views,
-            "tap": self.feature_set.tap,
             "task": self.task.name,
-            "backbone": self.feature_set.identity.backbone,
-            "dtype": self.feature_set.dtype,
-            "fingerprint": self.feature_set.fingerprint,
+            **self.feature_set.to_json(),
         }
 
 
