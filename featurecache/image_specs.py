@@ -196,7 +196,7 @@ def _choices_of(kind: type) -> dict[str, tuple[str, ...]]:
 
 def check_choices(settings: Any) -> None:
     """Raise `RequestError` for a field that is none of the choices which its type names."""
-    for name, choices in _choices_of(type(settings)).items():
+    for name, choices in _choices_of(settings.__class__).items():
         if (value := getattr(settings, name)) not in choices:
             raise RequestError(f"unknown {name.replace('_', ' ')} {value!r}; known: {', '.join(choices)}")
 

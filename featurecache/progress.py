@@ -33,8 +33,20 @@ class Progress(Protocol):
         """Tell what should stay readable while the run goes on, in a sentence."""
 
 
-class Silent(Progress):
+class Silent:
     """Listens and says nothing."""
+
+    def start(self, phase: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        """Ignore."""
+
+    def say(self, text: str) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""
 
 
 def set_verbosity(verbosity: Verbosity) -> None:
