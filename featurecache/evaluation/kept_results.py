@@ -113,7 +113,7 @@ class KeptResults:
         data = splits.get("validation" if found.protocol == "validation" else "train", splits["train"])
         try:
             kept = {name: getattr(found, name) for name in _ARRAYS}
-            arrays = {name: None if body is None else body.read() for name, body in kept.items()}
+            arrays: dict[str, Any] = {name: body and body.read() for name, body in kept.items()}
             index = arrays["selection_index"]
             selection_y = data.y[index]
             scores, test = (_scores(values, measure) for values in (found.validation, found.test))
@@ -151,12 +151,13 @@ class KeptResults:
         """
         if head.name in self._but_not:
             return
-        arrays = {name: getattr(result, name) for name in _ARRAYS}
+        found = {name: getattr(result, name) for name in _ARRAYS}
+        arrays: dict[str, Any] = {name: None if array is None else ArrayBody.of(array) for name, array in found.items()}
         plain = {name: getattr(result, name) for name in _PLAIN}
         plain |= {"temperature": float(result.temperature), "converged": bool(result.converged)}
         body = SearchBody(
             **plain,
-            **{name: None if array is None else ArrayBody.of(array) for name, array in arrays.items()},
+            **arrays,
             validation=result.validation.to_json(),
             test=None if result.test is None else result.test.to_json(),
         )
