@@ -23,6 +23,7 @@ from featurecache.machine import num_cores
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.sources.source import Source
@@ -123,7 +124,7 @@ def _rows(
     rows = features.rows if task is None else np.sort(store.samples.rows_of(store.task(task).ids))
     rows = rows[features.usable(rows)]
     if len(rows) < 2:
-        raise RequestError(f"{feature_set.tap} holds {len(rows)} samples to show; two are needed")
+        raise RequestError(f"{feature_set.tap} holds {counted(len(rows), 'sample')} to show; two are needed")
     if len(rows) <= max_rows:
         return rows, 0
     some = np.random.default_rng(random_state).choice(rows, max_rows, replace=False)

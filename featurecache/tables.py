@@ -368,6 +368,11 @@ def columns_of_files(columns: Sequence[str], sample: Sequence[Mapping[str | None
     return found
 
 
+def first_line_is_row(columns: Sequence[str]) -> bool:
+    """Tell whether what should be names of columns are entries: one ends as names of image files do."""
+    return any(name.strip().lower().endswith(IMAGE_SUFFIXES) for name in columns)
+
+
 def plain_name(name: str) -> str:
     """Return the name of a column without case, spaces, strokes and dashes."""
     return re.sub(r"[\s_-]", "", name).casefold()

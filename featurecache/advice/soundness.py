@@ -13,6 +13,7 @@ from featurecache.advice.finding import Finding
 from featurecache.advice.paired import mean_difference
 from featurecache.advice.probe import Floats, linear_probe
 from featurecache.evaluation.near_copies import NearCopies
+from featurecache.wording import counted
 
 LEAST_ROWS = 5
 """Of a class in a split for evaluation; with fewer, its recall is anything."""
@@ -69,7 +70,8 @@ def count_findings(
             Finding(
                 question="soundness",
                 verdict="few groups",
-                text=f"there are {num_groups} groups, and samples of one group are alike: with fewer than "
+                text=f"there {'is' if num_groups == 1 else 'are'} {counted(num_groups, 'group')}, and samples of "
+                "one group are alike: with fewer than "
                 f"{LEAST_GROUPS} intervals are wide, and may be wrong",
                 figure=float(num_groups),
                 n=total,
@@ -129,8 +131,9 @@ def copies_finding(
     found = mean_difference(gains_as_they_are - gains_kept_together, copies.group[: len(gains_as_they_are)])
     num_samples = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
     text = (
-        f"{num_samples} of {n} samples are near-copies of others, and {int(across.sum())} pairs lie on both sides of a "
-        f"split: {score} out of fold is {gains_as_they_are.mean():.3f} with them apart and "
+        f"{counted(num_samples, 'sample', of=n, verb='is')} near-copies of others, and "
+        f"{counted(across.sum(), 'pair', verb='lies')} on both sides of a split: {score} out of fold is "
+        f"{gains_as_they_are.mean():.3f} with them apart and "
         f"{gains_kept_together.mean():.3f} with copies kept together"
     )
     return Finding(
@@ -258,7 +261,7 @@ def label_finding(
     else:
         first = listed[0]
         text = (
-            f"{len(listed)} of {len(y)} labels are worth checking, the first {first['name']} "
+            f"{counted(len(listed), 'label', of=len(y), verb='is')} worth checking, the first {first['name']} "
             f"(labelled {first['label']}, looks like {first['suggested']})"
         )
     return Finding(

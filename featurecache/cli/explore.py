@@ -11,6 +11,7 @@ from typing import Any
 from featurecache.cli.options import add_table_options, features_of, named_source, source_argument, verb_parser
 from featurecache.cli.output import print_json, print_line
 from featurecache.cli.output_files import check_outputs
+from featurecache.wording import counted
 
 
 def add_parser(verbs: Any) -> None:
@@ -74,9 +75,13 @@ def _write(args: argparse.Namespace, path: Path) -> list[str]:
     if args.json:
         print_json({"out": str(path), **asdict(done)})
         return list(done.columns)
-    print_line(f"{done.num_samples} samples of {feature_set.tap}, {done.num_pictures} with a picture, in {path}")
+    print_line(
+        f"{counted(done.num_samples, 'sample')} of {feature_set.tap}, {done.num_pictures} with a picture, in {path}"
+    )
     if done.num_left_out:
-        print_line(f"{done.num_left_out} more samples are not shown: {done.num_samples} were drawn at random")
+        print_line(
+            f"{counted(done.num_left_out, 'sample', verb='is')} not shown: {done.num_samples:,} were drawn at random"
+        )
     if args.source is None:
         print_line("no pictures: name the folder that was extracted by --source, and they are shown")
     return list(done.columns)

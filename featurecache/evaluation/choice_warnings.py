@@ -14,7 +14,8 @@ import numpy as np
 from featurecache.errors import ReportWarning
 from featurecache.evaluation.task_features import rows_of_split
 from featurecache.heads.thresholds import FEW_POSITIVES, Thresholds
-from featurecache.specs import TASK_NOUN, TASK_NOUNS
+from featurecache.specs import TASK_NOUN
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
@@ -39,7 +40,9 @@ def choice_warnings(report: TrainingReport) -> list[ReportWarning]:
     outputs = report.measure.outputs(result.y_pred, result.proba)
     compared = report.measure.compare(y, outputs, baseline, task.groups_of(rows))
     if compared.verdict != "better":
-        text = f"{result.head} is not shown to be better than {words}, on {len(y)} {result.reported} samples"
+        text = (
+            f"{result.head} is not shown to be better than {words}, on {counted(len(y), f'{result.reported} sample')}"
+        )
         found.append(ReportWarning(kind="no_better_than_baseline", count=len(y), text=text))
     return found
 
@@ -53,17 +56,19 @@ def _missing(
     names: Sequence[str], train: np.ndarray, chosen_on: np.ndarray | None, reported_y: np.ndarray, reported: str
 ) -> list[ReportWarning]:
     """Return which classes, or labels, can be learned and are missing where heads are chosen, or reported."""
-    learned, noun = _counts(train, len(names)) > 0, TASK_NOUNS["classification" if train.ndim == 1 else "multilabel"]
+    learned, noun = _counts(train, len(names)) > 0, TASK_NOUN["classification" if train.ndim == 1 else "multilabel"]
     found = []
     if chosen_on is not None and (missing := learned & (_counts(chosen_on, len(names)) == 0)).any():
         text = (
-            f"{missing.sum()} of {len(names)} {noun} have no validation sample: heads and settings are chosen as if "
+            f"{counted(missing.sum(), noun, of=len(names), verb='has')} no validation sample: heads and settings "
+            "are chosen as if "
             "they were not there; give validation some of each"
         )
         found.append(_about("class_not_in_validation", text, names, missing))
     if (missing := learned & (_counts(reported_y, len(names)) == 0)).any():
         text = (
-            f"{missing.sum()} of {len(names)} {noun} have no {reported} sample: the scores say nothing of them; give "
+            f"{counted(missing.sum(), noun, of=len(names), verb='has')} no {reported} sample: the scores say "
+            "nothing of them; give "
             f"{reported} some of each"
         )
         found.append(_about("class_not_evaluated", text, names, missing))
@@ -78,12 +83,15 @@ def _single(names: Sequence[str], train: np.ndarray, protocol: str) -> list[Repo
         return []
     if protocol == "validation":
         text = (
-            f"{single.sum()} of {len(names)} classes have one train sample: of what varies in them nothing is learned"
+            f"{counted(single.sum(), 'class', of=len(names), verb='has')} one train sample: of what varies in "
+            "them nothing "
+            "is learned"
         )
     elif counts.max() > 1:
         text = (
-            f"{single.sum()} of {len(names)} classes have one train sample: a fold that is to predict it has never "
-            "seen its class, and is always wrong; add samples, or leave these classes out"
+            f"{counted(single.sum(), 'class', of=len(names), verb='has')} one train sample: a fold that is to "
+            "predict it "
+            "has never seen its class, and is always wrong; add samples, or leave these classes out"
         )
     else:
         text = (
@@ -102,14 +110,16 @@ def _unsure_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> list[R
     found = []
     if missed.any():
         text = (
-            f"{missed.sum()} of {len(names)} thresholds cannot reach {thresholds.rule} on the samples that they are "
+            f"{counted(missed.sum(), 'threshold', of=len(names))} cannot reach {thresholds.rule} on the samples "
+            "that they are "
             "chosen by; the one with the greatest precision is taken"
         )
         found.append(_about("threshold_not_reached", text, names, missed))
     if few.any():
         text = (
-            f"{few.sum()} of {len(names)} thresholds were chosen by fewer than {FEW_POSITIVES} positive samples, and "
-            "are unsure; label more of them"
+            f"{counted(few.sum(), 'threshold', of=len(names), verb='was')} chosen by fewer than {FEW_POSITIVES} "
+            "positive "
+            "samples: label more of them"
         )
         found.append(_about("unsure_threshold", text, names, few))
     return found

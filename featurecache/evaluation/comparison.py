@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 from featurecache.evaluation.intervals import LEAST_GROUPS, holding
 from featurecache.evaluation.proportions import Z95
 from featurecache.evaluation.row_scores import balanced_weights
+from featurecache.wording import counted
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell", "the same answers"]
 
@@ -49,7 +50,9 @@ class Comparison:
     @property
     def text(self) -> str:
         """The verdict for people."""
-        return self.verdict if self.rows_needed is None else f"cannot tell: about {self.rows_needed:,} rows would"
+        if self.rows_needed is None:
+            return self.verdict
+        return f"cannot tell: about {counted(self.rows_needed, 'row')} would"
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values; bounds that are infinite, as of a single group, are None."""

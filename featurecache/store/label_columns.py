@@ -10,7 +10,8 @@ from featurecache.errors import TaskError, UnknownNameError
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import BLANK, NO, YES
 from featurecache.store.labels import SPLIT_OF
-from featurecache.tables import IMAGE_SUFFIXES, PATH_COLUMNS, columns_of_files, plain_name, sample_columns
+from featurecache.tables import PATH_COLUMNS, columns_of_files, first_line_is_row, plain_name, sample_columns
+from featurecache.wording import counted
 
 # Compared as `plain_name` writes them; the first that a table has is taken.
 LABEL_COLUMNS = (
@@ -151,7 +152,10 @@ def find_columns(
     is_found = not labels
     if is_found:
         others = [key, *taken, *(flag for flag, _ in flags)]
-        labels = [_label_column([name for name in columns if name not in others], kind, sample)]
+        able = [name for name in columns if name not in others]
+        # Without a header, what stands behind the name.
+        is_second = key == "1" and able[:1] == ["2"]
+        labels = ["2"] if is_second else [_label_column(able, kind, sample)]
     for name in (key, *labels, *filter(None, [split])):
         if (count := list(columns).count(name)) > 1:
             raise TaskError(f"{count} columns are called {name!r}; give them names of their own")
@@ -179,7 +183,7 @@ def _named(columns: Sequence[str], name: str, option: str) -> str:
 
 
 def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[Mapping[str | None, str | None]]) -> str:
-    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in columns):
+    if first_line_is_row(columns):
         raise TaskError(
             f"the first line looks like a row and not like names of columns: {', '.join(columns)}; say --no-header if "
             "the table has none"
@@ -231,7 +235,8 @@ def _label_column(able: Sequence[str], kind: TaskKind, sample: Sequence[Mapping[
     counts = {name: len({(row.get(name) or "").strip() for row in sample} - {""}) for name in left[:_MOST_NAMED]}
     named = _some([f"{name} ({counts[name]})" if name in counts else name for name in left])
     raise TaskError(
-        f"it does not say which column holds {what} (in brackets its distinct values in {len(sample)} rows): {named}; "
+        f"it does not say which column holds {what} (in brackets its distinct values in "
+        f"{counted(len(sample), 'row')}): {named}; "
         "name it with --label-column"
         + (
             "; columns of 1 and 0 for each label are --kind multilabel"
