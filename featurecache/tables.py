@@ -28,7 +28,15 @@ from featurecache.json_tables import (
     rows_of_lines,
     rows_of_list,
 )
-from featurecache.table_dialects import SAMPLE, comments_above, delimiter_of, num_above, quotes_are_letters, says_types
+from featurecache.table_dialects import (
+    IMAGE_SUFFIXES,
+    SAMPLE,
+    comments_above,
+    delimiter_of,
+    num_above,
+    quotes_are_letters,
+    says_types,
+)
 from featurecache.table_files import GZIP, TAB_SUFFIXES, ZIP, Inflated, check_is_table, sheet_rows, table_suffix
 from featurecache.table_files import TableError as TableError
 from featurecache.table_files import is_table_name as is_table_name
@@ -72,9 +80,6 @@ PATH_COLUMNS = (
     ),
     *("picturename", "url", "uid", "id"),
 )
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
 
 
 @dataclass(frozen=True, slots=True)

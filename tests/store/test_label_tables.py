@@ -508,3 +508,36 @@ def test_quotes_that_are_letters_are_told(store: FeatureStore, tmp_path: Path) -
     task = store.add_task("quotes", labels_from_csv(tmp_path / "t.tsv"), replace=True)
     assert len(task.ids) == len(NAMES)
     assert [warning["kind"] for warning in task.about["warnings"]] == ["quotes"]
+
+
+def test_the_class_is_told_from_what_is_the_same_everywhere_or_comes_once(store: FeatureStore, tmp_path: Path) -> None:
+    rows = [[str(k), path, label, "2026", f"{k / 7:.3f}", str(k % 5)] for k, (path, label) in enumerate(PLAIN)]
+    header = ["#", "photo", "seen", "year", "length", "fold"]
+    (tmp_path / "t.csv").write_bytes(written(rows, header))
+    found = labels_from_csv(tmp_path / "t.csv")
+    assert as_dict(added(store, found), store) == CLASSES
+    assert [warning.text for warning in found.warnings] == [
+        "'year', 'length' are not looked at, as 'seen' says the label"
+    ]
+    # Two columns whose values come again leave it open, and so do few rows.
+    (tmp_path / "t.csv").write_bytes(written([[*row, "xyz"[k % 3]] for k, row in enumerate(rows)], [*header, "odd"]))
+    with pytest.raises(TaskError, match=r"does not say which column holds the class .*seen \(3\).*odd \(3\)"):
+        labels_from_csv(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes(written(rows[:9], header))
+    with pytest.raises(TaskError, match="does not say which column holds the class"):
+        labels_from_csv(tmp_path / "t.csv")
+
+
+def test_columns_of_yes_and_no_are_labels(store: FeatureStore, tmp_path: Path) -> None:
+    classes = sorted(set(CLASSES.values()))
+    rows = [[path, *(str(int(label == name)) for name in classes)] for path, label in PLAIN]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["image_name", *classes]))
+    assert labels_from_csv(tmp_path / "t.csv", kind="multilabel").names == tuple(classes)
+
+
+@pytest.mark.parametrize("header", [None, ["path", "label"]], ids=["no header", "header"])
+def test_a_list_of_images_with_spaces(store: FeatureStore, tmp_path: Path, header: list[str] | None) -> None:
+    lines = [f"{path} {label.replace(' ', '-')}" for path, label in PLAIN]
+    (tmp_path / "train.txt").write_text("\n".join([*([" ".join(header)] if header else []), *lines]))
+    found = labels_from_csv(tmp_path / "train.txt")
+    assert as_dict(added(store, found), store) == {path: label.replace(" ", "-") for path, label in CLASSES.items()}
