@@ -33,7 +33,7 @@ NO_NUMBERS = re.compile(r"name|split|reported|dtype|modality|percent|join|_?[A-Z
         ("2 classes", {"count": 2, "noun": "class"}),
         ("1 of 2 rows", {"count": 1, "noun": "row", "of": 2}),
         ("1 of 1 row", {"count": 1, "noun": "row", "of": 1}),
-        ("0 of 1 row has", {"count": 0, "noun": "row", "of": 1, "verb": "has"}),
+        ("0 of 1 row have", {"count": 0, "noun": "row", "of": 1, "verb": "has"}),
         ("1 of 3 rows has", {"count": 1, "noun": "row", "of": 3, "verb": "has"}),
         ("2 of 3 rows have", {"count": 2, "noun": "row", "of": 3, "verb": "has"}),
         ("1 sample is", {"count": 1, "noun": "sample", "verb": "is"}),

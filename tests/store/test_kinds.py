@@ -115,7 +115,7 @@ def test_copies_that_differ_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "values", "options", "message"),
     [
-        (["tags"], [["a"], ["a"]], {"kind": "multilabel"}, "has 1 labels, and a task needs at least two"),
+        (["tags"], [["a"], ["a"]], {"kind": "multilabel"}, "has 1 label, and a task needs at least two"),
         (["tags"], [[""], [""]], {"kind": "multilabel"}, "has 0 labels"),
         (["tags"], [["a;b"], ["a"]], {"kind": "multilabel"}, "'a' holds for all of 2 samples"),
         (["a", "b"], [["1", "maybe"], ["0", "1"]], {"kind": "multilabel"}, "line 2: the b is neither 1 nor 0: 'maybe'"),
