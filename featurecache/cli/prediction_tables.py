@@ -223,14 +223,14 @@ def like_table(path: Path, inputs: Sequence[str], taken: Collection[str]) -> Lik
             return _matched(path, columns, key, inputs)
         except RequestError as error:
             problem = error
-    key, tried = search_key_column(key_candidates(columns, [*known, *taken]), rows, inputs)
-    if key is None:
+    column, tried = search_key_column(key_candidates(columns, [*known, *taken]), rows, inputs)
+    if column is None:
         raise problem or RequestError(
             f"--like {path}: no column is known to name inputs, such as path or image_id, and by their entries none "
             f"does alone: {tried}"
         )
-    found = _matched(path, columns, key, inputs)
-    word = ReportWarning(kind="path_column", count=len(found.names), text=f"the column {key!r} names the inputs")
+    found = _matched(path, columns, column, inputs)
+    word = ReportWarning(kind="path_column", count=len(found.names), text=f"the column {column!r} names the inputs")
     return replace(found, warnings=(word, *found.warnings))
 
 

@@ -121,7 +121,10 @@ def check_labels(
         They can make no task, whatever the samples; so this is done before extraction too.
     """
     if not listed:
-        raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
+        raise TaskError(
+            f"no labels from {labels.origin}: put the files in one folder per class, or name a table of labels (`run "
+            "--labels TABLE`, `task add CACHE NAME TABLE`), such as a metadata.csv or metadata.jsonl beside the images"
+        )
     warnings: list[ReportWarning] = []
     if isinstance(labels, FolderLabels) or not labels.names:  # else they are names of columns
         listed, warnings = merged_spellings(listed, labels.kind, merge=labels.merge_spellings)

@@ -180,7 +180,10 @@ def test_ids_serve_as_keys(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"a/1.jpg": "1", "a/2.jpg": "2"}, r"2 labelled files are of one class \('a'\); a task needs at least two"),
-        ({"1.jpg": "1", "2.jpg": "2"}, "no labels from folders: put the files in one folder per class, or give a CSV"),
+        (
+            {"1.jpg": "1", "2.jpg": "2"},
+            "no labels from folders: put the .* or name a table of labels .*, such as a metadata.csv",
+        ),
         (
             {"train/a/1.jpg": "1", "train/b/1.jpg": "2"},
             "all labels have the split train; add a validation or test part",
