@@ -277,7 +277,7 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
         columns = [title.replace("_", " ") for title in titles_of_outputs]
         print_table(columns, shown, numbers=columns[1:])
     if report.best.evaluated_on == "views":
-        num_views = report.best.eval_set.num_views
+        num_views = report.best.eval_set.num_views or 1
         print_line(f"a sample was evaluated on the mean over its {counted(num_views, 'view')}, as `predict --tta` does")
     if report.changes is not None:
         for line in report.changes.lines():
@@ -336,7 +336,7 @@ def _conclusion(report: TrainingReport, name: str, comparisons: Sequence[Compari
     where = name if backbone in name else f"{name} of {backbone}"
     interval = _interval(scores[f"{primary}_low"], scores[f"{primary}_high"])
     sentence = f"chosen by {by}: {best.head} on {where}, with {best.reported} {measure.titles[primary]} "
-    sentence += f"{scores[primary]:.3f} ({interval}, {counted(round(scores['n']), 'sample')})"
+    sentence += f"{scores[primary]:.3f} ({interval}, {counted(round(scores['n'] or 0), 'sample')})"
     if verdicts := Counter(comparison.verdict for comparison in comparisons if comparison is not None):
         counts = [f"{count} {_IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
         sentence += f"; of {counted(verdicts.total(), 'other')}: {', '.join(counts)}"
