@@ -175,7 +175,8 @@ def _inputs(store: FeatureStore, evidence: Evidence, index: NDArray[np.int64], s
     # Layers are compared with the default tap on the same samples, or not at all.
     if not (held := np.isin(rows, listing.unique_rows)).all():
         raise RequestError(
-            f"{opened.key} lacks {counted(int(np.count_nonzero(~held)), 'sample', of=len(rows))} to be scanned; name the "
+            f"{opened.key} lacks {counted(int(np.count_nonzero(~held)), 'sample', of=len(rows))} to be scanned; "
+            "name the "
             "source that holds all of the task, or leave --layers-scan out"
         )
     ids, names = store.samples.ids[rows], listing.paths_of(rows)
