@@ -43,6 +43,7 @@ from featurecache.store.samples import Rows, some_rows
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import read_views
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.progress import Progress
@@ -271,7 +272,7 @@ class Advisor:
         measure = measure_of(evidence.task.kind, len(evidence.task.classes))
         finding = features_finding(y, predictions, candidates, measure, groups)
         details = {**finding.details, "scanned": list(found.features)}
-        basis = f"{finding.basis}; {len(found.features)} layers were computed for this and not kept"
+        basis = f"{finding.basis}; {counted(len(found.features), 'layer', verb='was')} computed for this and not kept"
         return replace(finding, basis=basis, details=details)
 
     def _promises(self, arm: ProbedArm) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ from featurecache.errors import RequestError
 from featurecache.sources.inputs import Input
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.progress import Progress
@@ -160,7 +161,8 @@ def _inputs(store: FeatureStore, evidence: Evidence, index: NDArray[np.int64], s
     # Layers are compared with the default tap on the same samples, or not at all.
     if not (held := np.isin(rows, listing.unique_rows)).all():
         raise RequestError(
-            f"{opened.key} does not hold {np.count_nonzero(~held)} of the {len(rows)} samples to be scanned; name the "
+            f"{opened.key} lacks {counted(int(np.count_nonzero(~held)), 'sample', of=len(rows))} to be scanned; "
+            "name the "
             "source that holds all of the task, or leave --layers-scan out"
         )
     ids, names = store.samples.ids[rows], listing.paths_of(rows)

@@ -19,6 +19,7 @@ from featurecache.advice.probe import Floats, linear_probe
 from featurecache.evaluation.near_copies import NearCopies
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 LEAST_ROWS = 5
 """Of a class in a split for evaluation; with fewer, its recall is anything."""
@@ -75,7 +76,8 @@ def count_findings(
             Finding(
                 question="soundness",
                 verdict="few groups",
-                text=f"there are {num_groups} groups, and samples of one group are alike: with fewer than "
+                text=f"there {'is' if num_groups == 1 else 'are'} {counted(num_groups, 'group')}, and samples of "
+                "one group are alike: with fewer than "
                 f"{LEAST_GROUPS} intervals are wide, and may be wrong",
                 figure=float(num_groups),
                 n=total,
@@ -134,8 +136,9 @@ def copies_finding(
     # By groups of copies, which are right or wrong together.
     found = mean_difference(gains_as_they_are - gains_kept_together, copies.group[: len(gains_as_they_are)])
     text = (
-        f"{copies.num_alike} of {n} samples are near-copies of others, and {int(across.sum())} pairs lie on both sides "
-        f"of a split: {score} out of fold is {gains_as_they_are.mean():.3f} with them apart and "
+        f"{counted(copies.num_alike, 'sample', of=n, verb='is')} near-copies of others, and "
+        f"{counted(across.sum(), 'pair', verb='lies')} on both sides of a split: {score} out of fold is "
+        f"{gains_as_they_are.mean():.3f} with them apart and "
         f"{gains_kept_together.mean():.3f} with copies kept together"
     )
     return Finding(
@@ -259,7 +262,7 @@ def label_finding(
     else:
         first = listed[0]
         text = (
-            f"{len(listed)} of {len(y)} labels are worth checking, the first {first['name']} "
+            f"{counted(len(listed), 'label', of=len(y), verb='is')} worth checking, the first {first['name']} "
             f"(labelled {first['label']}, looks like {first['suggested']})"
         )
     return Finding(

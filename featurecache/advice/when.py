@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featurecache.advice.finding import Finding
 from featurecache.advice.paired import Difference, in_words, mean_difference
+from featurecache.wording import counted
 
 
 def transfer_finding(
@@ -79,7 +80,7 @@ def transfer_finding(
     found = corrected[worst]
     if found.high < 0:
         verdict, text = "hurts", f"transfer hurts: {worst} is better than {name} by {-found.mean:.3f}"
-        text += f" ({-found.high:.3f} to {-found.low:.3f}, {found.n} samples)"
+        text += f" ({-found.high:.3f} to {-found.low:.3f}, {counted(found.n, 'sample')})"
     else:
         verdict = "cannot tell"
         shown = in_words(found.mean, found.low, found.high, sign="+")

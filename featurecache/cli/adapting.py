@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featurecache.cli.options import features_of, memory_of, option_name
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
 from featurecache.errors import RequestError
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.evaluation.adapting import AdaptationReport
@@ -124,7 +125,7 @@ def _print_report(report: AdaptationReport) -> None:
         mark = "chosen" if found is report.chosen else ""
         rows.append([found.method, f"{found.agreement.value:.3f}", apart, accuracy, mark])
     print_table(columns, rows, numbers=columns[1:4])
-    source = f"{report.num_source} samples of the source, {report.num_target} of {report.domain}"
+    source = f"{counted(report.num_source, 'sample')} of the source, {report.num_target} of {report.domain}"
     alone, chosen = report.heads[0], report.chosen
     if chosen is alone and report.is_of_one_class:
         print_line(
@@ -139,4 +140,7 @@ def _print_report(report: AdaptationReport) -> None:
             f"with the source alone by {alone.agreement.value:.3f}"
         )
     if report.num_labeled:
-        print_line(f"{report.num_labeled} of them have labels, by which nothing was chosen")
+        print_line(
+            f"{report.num_labeled} of them {'has a label' if report.num_labeled == 1 else 'have labels'}, by "
+            "which nothing was chosen"
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 from featurecache.cli.options import add_input_options, inputs_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
+from featurecache.wording import counted
 
 
 def add_parser(verbs: Any) -> None:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             print_table(["where", "what", "action"], [[r.where, r.what, r.action] for r in repairs])
         if recomputed:
             print_table(["set aside", "now"], [[r.where, r.state] for r in recomputed])
-        print_line(f"{len(repairs)} problems found, {len(recomputed)} shards set aside so far")
+        print_line(f"{counted(len(repairs), 'problem')} found, {counted(len(recomputed), 'shard')} set aside so far")
     # Features are computed again from their inputs; nothing else is.
     left = [r for r in repairs if args.source is None or not r.where.startswith("features/")]
     return 1 if left or any(r.state in ("missing", "different") for r in recomputed) else 0

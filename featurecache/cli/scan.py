@@ -12,6 +12,7 @@ from featurecache.cli.output import print_json, print_line, print_warnings, prog
 from featurecache.errors import command_line
 from featurecache.ignored import by_suffix
 from featurecache.specs import DEFAULT_BACKBONE, DEFAULT_ENCODER
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.extraction.source_scan import ScanReport
@@ -60,11 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_summary(report: ScanReport) -> None:
-    copies = f" ({report.num_copies} copies)" if report.num_copies else ""
-    print_line(f"{report.num_files} {report.noun}, {report.num_samples} samples{copies}")
-    print_line(f"{report.num_read} read, {report.num_new} samples are new to the cache ({report.seconds:.1f} s)")
+    copies = f" ({counted(report.num_copies, 'copy')})" if report.num_copies else ""
+    print_line(f"{counted(report.num_files, report.noun)}, {counted(report.num_samples, 'sample')}{copies}")
+    print_line(
+        f"{report.num_read} read, {counted(report.num_new, 'sample', verb='is')} new to the cache "
+        f"({report.seconds:.1f} s)"
+    )
     if others := report.listing.ignored.others:
-        print_line(f"{sum(others.values())} other files left out by their name: {by_suffix(others)}")
+        print_line(f"{counted(sum(others.values()), 'other file')} left out by name: {by_suffix(others)}")
     if problems := report.listing.problems:
         print_line(f"{len(problems)} cannot be read, and will have no features:")
         for path, reason in list(problems.items())[:_MOST_SHOWN]:

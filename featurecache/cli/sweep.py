@@ -30,6 +30,7 @@ from featurecache.cli.output import (
 from featurecache.cli.output_files import add_raw_cells_option, check_outputs, write_table_at
 from featurecache.errors import OutputFailure, RequestError, try_output
 from featurecache.store.naming import distinct_names
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.evaluation.plan import Plan
@@ -183,7 +184,7 @@ def _print(report: SweepReport, lines: list[SweepLine], sets: list[FeatureSet]) 
     # Said each time: a table of many test scores invites choosing the best.
     if any(line.split == "test" for line in lines):
         print_line("these are scores on the test split: choosing by them makes the best of them too good")
-    print_line(f"{len(report.rows)} results, {report.num_kept} of them from earlier sweeps")
+    print_line(f"{counted(len(report.rows), 'result')}, {report.num_kept} of them from earlier sweeps")
     print_warnings(report.warnings)
     # The rest stands in the rows.
     for row in report.failed[:5]:

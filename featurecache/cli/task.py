@@ -19,6 +19,7 @@ from featurecache.cli.output import print_json, print_line, print_table, print_w
 from featurecache.errors import RequestError
 from featurecache.specs import EARLIER_KINDS, TASK_NOUN, TASK_NOUNS
 from featurecache.store.labels import ClassFolder
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.store.label_tables import LabelTable
@@ -236,13 +237,13 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     counts = ", ".join(f"{count} {split}" for split, count in task.counts().items())
     # As the record of the task has it.
     about = task.about
-    groups = "" if task.groups is None else f" in {task.groups.max() + 1} groups"
+    groups = "" if task.groups is None else f" in {counted(task.groups.max() + 1, 'group')}"
     weights = "" if task.weights is None else f", weights {task.weights.min():.4g} to {task.weights.max():.4g}"
-    content = f"{len(task.classes)} {TASK_NOUNS[task.kind]}, {counts}{groups}{weights}"
+    content = f"{counted(len(task.classes), TASK_NOUN[task.kind])}, {counts}{groups}{weights}"
     print_line(f"task {task.name}: {content} (splits {about['splits']})")
     if task.domains is not None:
-        counted = Counter(task.domains.tolist())
-        print_line("domains: " + ", ".join(f"{counted[k]} {name}" for k, name in enumerate(task.domain_names)))
+        of_domain = Counter(task.domains.tolist())
+        print_line("domains: " + ", ".join(f"{of_domain[k]} {name}" for k, name in enumerate(task.domain_names)))
     unknown = task.num_unknown()
     # A column only where something is unknown.
     more = ["not known"] if any(unknown.values()) else []
@@ -256,16 +257,18 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     shown = [[*row, *([unknown[row[0]]] if more else [])] for row in rows[:_MOST_CLASSES]]
     print_table([TASK_NOUN[task.kind], *titles, *more], shown, numbers=[*titles, *more])
     if len(rows) > _MOST_CLASSES:
-        print_line(f"and {len(rows) - _MOST_CLASSES:,} more {TASK_NOUNS[task.kind]}, which --json lists")
+        print_line(f"and {counted(len(rows) - _MOST_CLASSES, f'more {TASK_NOUN[task.kind]}')}, which --json lists")
     if about["num_conflicts"]:
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
-        print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")
+        print_line(f"{counted(about['num_conflicts'], 'sample', verb='has')} two labels, left out, first: {first}")
     if about["num_moved"]:
-        print_line(f"{about['num_moved']} samples had copies in several splits; each stays in the last split only")
+        print_line(
+            f"{counted(about['num_moved'], 'sample')} had copies in several splits, and stays in the last split only"
+        )
     if about["num_missing"]:
-        print_line(f"{about['num_missing']} labels are for files that are not in the cache")
+        print_line(f"{counted(about['num_missing'], 'label', verb='is')} for files that are not in the cache")
     if num_without := count_without_target(store, task):
-        print_line(f"{num_without} samples of the cache have no label in this task")
+        print_line(f"no label in this task for {counted(num_without, 'sample')} of the cache")
     if with_warnings:
         print_warnings(task.warnings())
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featurecache.cli.options import add_input_options, called, inputs_of, verb_parser
 from featurecache.cli.output import counting, print_json, print_line, print_table, print_warnings, progress_on_stderr
 from featurecache.errors import RequestError
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.verification import CacheVerification
@@ -74,11 +75,13 @@ def _print(found: CacheVerification, *, asked_deep: bool) -> None:
             ["where", "what", "next"], [[problem.where, problem.what, problem.advice] for problem in found.problems]
         )
     print_line(
-        f"{len(stored.problems)} problems in {stored.num_shards} shards, {stored.num_bytes} bytes ({stored.level})"
+        f"{counted(len(stored.problems), 'problem')} in {counted(stored.num_shards, 'shard')}, "
+        f"{stored.num_bytes} bytes ({stored.level})"
     )
     if deep is not None:
         print_line(
-            f"{deep.num_rows} rows computed again: {deep.num_identical} identical, {deep.num_close} within tolerance, "
+            f"{counted(deep.num_rows, 'row')} computed again: {deep.num_identical} identical, {deep.num_close} "
+            "within tolerance, "
             f"{deep.num_rows - deep.num_identical - deep.num_close} different"
         )
     # Rows that are compared with damaged ones would say nothing.

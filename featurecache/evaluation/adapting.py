@@ -38,6 +38,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
+from featurecache.wording import counted
 
 HEAD: Final = LINEAR_PROBES["classification"]
 """Linear, so that it takes the adaptation into its coefficients; with probabilities."""
@@ -163,7 +164,8 @@ def adapt_heads(
     rows = some_rows(target_rows, _MAX_TARGET_ROWS, random_state)
     if len(rows) < LEAST_GROUPS:
         raise RequestError(
-            f"the target domain {domain} has {len(rows)} samples with features; adapting takes {LEAST_GROUPS} at least"
+            f"the target domain {domain} has {counted(len(rows), 'sample')} with features; adapting takes "
+            f"{LEAST_GROUPS} at least"
         )
     target = read_views(features, rows)[:, 0]
     # Near-copies get the same class whatever the head: they are one sample, and no neighbours of each other.

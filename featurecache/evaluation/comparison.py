@@ -11,6 +11,7 @@ from scipy.stats import t as student_t
 
 from featurecache.evaluation.intervals import LEAST_GROUPS, Z95, holding
 from featurecache.evaluation.metrics import balanced_weights
+from featurecache.wording import counted
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell", "the same answers"]
 
@@ -48,7 +49,9 @@ class Comparison:
     @property
     def text(self) -> str:
         """The verdict for people."""
-        return self.verdict if self.rows_needed is None else f"cannot tell: about {self.rows_needed:,} rows would"
+        if self.rows_needed is None:
+            return self.verdict
+        return f"cannot tell: about {counted(self.rows_needed, 'row')} would"
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values; bounds that are infinite, as of a single group, are None."""

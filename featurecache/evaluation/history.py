@@ -24,6 +24,7 @@ from featurecache.store.result_schemas import HistoryBody
 from featurecache.store.samples import find_ids
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
+from featurecache.wording import counted
 
 _FEATURES = ("fingerprint", "tap", "dtype", "views", "evaluated_on")
 _features_of, _choice_of = attrgetter(*_FEATURES), attrgetter("head", "params", *_FEATURES)
@@ -88,7 +89,7 @@ class Changes:
         ]
         if self.is_same_choice and before.scores == now.scores and (num_before, self.num_relabelled) == (num_now, 0):
             return [*lines, "nothing changed: the same head, setting and figures"]
-        labeled = f"labelled samples {num_before} -> {num_now}" if num_before != num_now else f"{num_now} samples"
+        labeled = f"labelled samples {num_before} -> {num_now}" if num_before != num_now else counted(num_now, "sample")
         # Of the samples that were evaluated, predictions and targets are kept; of the others none.
         of_shared = f" of the {self.num_shared} that both were evaluated on"
         relabelled = f", {self.num_relabelled}{of_shared} with another label" if self.num_relabelled else ""
@@ -98,7 +99,7 @@ class Changes:
         if self.score_before is not None and self.score_now is not None:
             verdict = "" if self.comparison is None else f": {self.comparison.verdict}"
             lines.append(
-                f"on the {self.num_shared} samples that both were evaluated on: "
+                f"on {counted(self.num_shared, 'sample')} that both were evaluated on: "
                 f"{str(self.compared_by).replace('_', ' ')} {self.score_before:.3f} before, "
                 f"{self.score_now:.3f} now{verdict}"
             )
@@ -112,7 +113,7 @@ def _in_words(about: HistoryBody, before: HistoryBody | None = None) -> str:
     head = f"{about.head} ({params})" if params else about.head
     if before is not None and _features_of(before) == _features_of(about):
         return f"{head} on the same features"
-    views = "" if about.views is None else f", {about.views} views"
+    views = "" if about.views is None else f", {counted(about.views, 'view')}"
     return f"{head} on {about.backbone} {about.tap} as {about.dtype}{views}"
 
 
@@ -122,7 +123,7 @@ def _figure(about: HistoryBody) -> str:
     value, low, high, n = (about.scores.get(key) for key in (name, f"{name}_low", f"{name}_high", "n"))
     interval = "no interval" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     shown = "-" if value is None else f"{value:.3f}"
-    return f"{about.reported} {name.replace('_', ' ')} {shown} ({interval}, {n or 0:.0f} samples)"
+    return f"{about.reported} {name.replace('_', ' ')} {shown} ({interval}, {counted(round(n or 0), 'sample')})"
 
 
 def remember_training(store: FeatureStore, report: TrainingReport) -> Changes | None:

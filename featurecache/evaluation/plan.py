@@ -38,6 +38,7 @@ from featurecache.heads.registry import list_heads
 from featurecache.specs import TaskKind
 from featurecache.store.splits import strata_of_numbers
 from featurecache.store.tasks import Task
+from featurecache.wording import counted
 
 HELD_OUT_SHARE = 0.25
 _QUARTERS = round(1 / HELD_OUT_SHARE)
@@ -150,7 +151,7 @@ def _held_out(train: SplitData, seed: int, kind: TaskKind) -> tuple[np.ndarray, 
         few = (
             "no class has enough train samples"
             if kind == "classification"
-            else f"{len(train)} train samples are too few"
+            else f"{counted(len(train), 'train sample', verb='is')} too few"
         )
         raise TaskError(f"{few} to hold out a quarter; add a validation split to the task")
     return np.setdiff1d(np.arange(len(train.y)), held_out), np.sort(held_out)

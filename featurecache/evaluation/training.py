@@ -45,6 +45,7 @@ from featurecache.store.labels import SPLITS
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +77,7 @@ class TrainingReport:
         value, low, high = (scores.get(f"{name}{end}") for end in ("", "_low", "_high"))
         interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
         figure = "" if value is None else f", {best.reported} {name.replace('_', ' ')} {value:.3f}{interval}"
-        return f"TrainingReport({self.task.name!r}: {best.head} of {len(self.heads)} heads{figure})"
+        return f"TrainingReport({self.task.name!r}: {best.head} of {counted(len(self.heads), 'head')}{figure})"
 
     def _repr_html_(self) -> str:
         primary = self.measure.primary

@@ -33,6 +33,7 @@ from featurecache.tables import (
     TableError,
     columns_of_files,
     field_of,
+    first_line_is_row,
     is_table_name,
     open_table,
     plain_name,
@@ -141,7 +142,9 @@ def source_spec(
             return SourceSpec("remote_folder", f"zip://::{Path(path).absolute()}", limit)
         if text.lower().endswith(_HDF5):
             return SourceSpec("h5", f"h5://{text}")
-        if (column := _known_column(Path(path), delimiter=delimiter, has_header=has_header)) is not None:
+        column, is_header = _known_column(Path(path), delimiter=delimiter, has_header=has_header)
+        if column is not None:
+            form += (("has_header", False),) if has_header and not is_header else ()
             return SourceSpec(
                 "path_table", text, (("allow_local_urls", allow_local_urls), *form, *limit, ("path_column", column))
             )
@@ -295,18 +298,23 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
     return [*sources, *([NamedFiles(files)] if files else [])]
 
 
-def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> str | None:
-    """Return the column of a table that names images by files, by its name or its entries; None of other files."""
+def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> tuple[str | None, bool]:
+    """Return the column of a table that names images by files, by its name or its entries, and whether it has a header.
+
+    No column is returned of other files. A first line that names a file is a row, whether a header was said or not.
+    """
     if not is_table_name(path):
-        return None
+        return None, has_header
     try:
         with open_table(path, delimiter=delimiter, has_header=has_header) as table:
             # A column of ids names images too, but no files.
             known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
             of_files = columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
     except TableError:
-        return None
-    return known[0] if known else of_files[0] if len(of_files) == 1 else None
+        return None, has_header
+    if has_header and first_line_is_row(table.columns) and table.format is not None:
+        return _known_column(path, delimiter=delimiter, has_header=False)
+    return known[0] if known else of_files[0] if len(of_files) == 1 else None, has_header
 
 
 def _what_it_is(path: Path, *, delimiter: str | None, has_header: bool) -> str:

@@ -28,6 +28,7 @@ from featurecache.store.schemas import (
     checked_body,
     features_schema,
 )
+from featurecache.wording import counted
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class FeatureSet:
     sources: Listings
 
     def __repr__(self) -> str:
-        views = f", {self.num_views} views" if self.num_views else ""
+        views = f", {counted(self.num_views, 'view')}" if self.num_views else ""
         return f"FeatureSet({self.identity.backbone!r}, {self.tap!r}, {self.dtype}{views}, {self.fingerprint[:12]})"
 
     def open(self) -> Features:
@@ -131,7 +132,7 @@ class FeatureSet:
         return {**self.names, "views": self.num_views}
 
     def __str__(self) -> str:
-        views = "" if self.num_views is None else f", {self.num_views} views"
+        views = "" if self.num_views is None else f", {counted(self.num_views, 'view')}"
         return f"{self.identity.backbone} {self.tap} {self.dtype}{views} ({self.fingerprint[:12]})"
 
 
@@ -249,8 +250,10 @@ def type_warnings(chosen: Iterable[FeatureSet], sets: Sequence[FeatureSet]) -> l
         if not others or used.dtype not in alike:
             continue
         most = len(used.open().rows)
-        known = ", ".join(f"{s.dtype} (--dtype {s.dtype}, {len(s.open().rows)} rows)" for s in others)
-        text = f"the {used.dtype} features of {used.tap} are used ({most} rows); they are cached as {known} too"
+        known = ", ".join(f"{s.dtype} (--dtype {s.dtype}, {counted(len(s.open().rows), 'row')})" for s in others)
+        text = (
+            f"the {used.dtype} features of {used.tap} are used ({counted(most, 'row')}); they are cached as {known} too"
+        )
         found.append(ReportWarning(kind="stored_type", count=len(others), text=text))
     return found
 

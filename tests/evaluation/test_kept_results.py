@@ -193,6 +193,6 @@ def test_run_says_what_it_took_up(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "2 of 2 were fitted by an earlier training, and nothing has changed since" in out
+    assert "2 of 2 heads were fitted by an earlier training, and nothing has changed since" in out
     assert "nothing changed: the same head, setting and figures" in out
     assert "Since the training before" in (tmp_path / "c" / "report.html").read_text()

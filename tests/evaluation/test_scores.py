@@ -180,7 +180,7 @@ def test_per_class_is_a_row_for_each_class():
     ("y_true", "y_pred", "message"),
     [
         ([], [], "there are no rows to score"),
-        ([0, 1], [0], "2 labels cannot be compared with 1 predictions"),
+        ([0, 1], [0], "2 labels cannot be compared with 1 prediction"),
         ([0, 3], [0, 1], r"a label is not a class index in 0\.\.2"),
         ([0, 1], [0, -1], "a prediction is not a class index"),
         ([0.0], [0], "a label is not a class index"),

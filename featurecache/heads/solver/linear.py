@@ -31,6 +31,7 @@ from featurecache.heads.checks import (
 from featurecache.heads.classifiers import ClassifierBase
 from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Fold, Setting, Settings, Weights
 from featurecache.heads.solver.classifier import LinearClassifier, absent_classes, drop_classes
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.heads.fold_blocks import FoldBlocks
@@ -121,7 +122,8 @@ class LinearProbe(ClassifierBase, LinearClassifier):
         solutions = next(path.solve(data, problem, Cs[:1], start=start, precise=True))
         if not (converged and solutions.converged[0]):
             warnings.warn(
-                f"{type(self).__name__} did not converge within {self.max_iter} passes over the rows; use a smaller C, "
+                f"{type(self).__name__} did not converge within {counted(self.max_iter, 'pass')} over the rows; "
+                "use a smaller C, "
                 "or a larger max_iter",
                 ConvergenceWarning,
                 stacklevel=2,
