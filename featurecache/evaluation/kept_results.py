@@ -142,7 +142,7 @@ class KeptResults:
             proba=proba,
         )
         with suppress(OSError):  # of a cache that may not be written, or a full disk
-            self._store.remember_search(self._key(head), body)
+            self._store.remember(self._key(head), body)
 
     def _key(self, head: NamedHead) -> str:
         features = self._features
