@@ -85,13 +85,8 @@ class _Memory:
 
 def by_shard(shards: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield each shard that occurs, and where."""
-    if len(shards) == 0:
-        return
     # Stable: rows of a shard stay in the order in which they are asked for.
     order = np.argsort(shards, kind="stable")
-    numbers = shards[order]
-    ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    start = 0
-    for end in ends:
-        yield int(numbers[start]), order[start:end]
-        start = end
+    for mine in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+        if len(mine):  # of no rows there is one empty piece
+            yield int(shards[mine[0]]), mine
