@@ -23,18 +23,14 @@ def describe_cache(store: FeatureStore) -> dict[str, Any]:
     return {
         "cache": str(store.path),
         "samples": len(store.samples),
-        "orphaned_samples": _count_orphans(store, held),
+        # A listing may be newer than a table restored from a copy.
+        "orphaned_samples": len(store.samples) - int(held.count_below([len(store.samples)])[0]),
         "sources": describe_sources(store),
         "features": [describe_features(feature_set) for feature_set in store.feature_sets()],
         "tasks": describe_tasks(store),
         "heads": store.head_names(),
         "bad": list_bad(store),
     }
-
-
-def _count_orphans(store: FeatureStore, held: RowRuns) -> int:
-    """Count the samples that no source holds any more; a listing may be newer than a table restored from a copy."""
-    return len(store.samples) - int(held.count_below([len(store.samples)])[0])
 
 
 def describe_features(feature_set: FeatureSet) -> dict[str, Any]:

@@ -12,14 +12,7 @@ import msgspec
 
 from featurecache.atomic import is_partial, make_folder, publish_once
 from featurecache.display import html_table
-from featurecache.errors import (
-    CorruptError,
-    RequestError,
-    StoreError,
-    TaskError,
-    UnknownNameError,
-    command_line,
-)
+from featurecache.errors import CorruptError, RequestError, StoreError, TaskError, UnknownNameError, command_line
 from featurecache.records import encode_record
 from featurecache.specs import FeatureIdentity
 from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, prefer_wider, read_spec
