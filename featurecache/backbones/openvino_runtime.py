@@ -153,9 +153,8 @@ def _convert(module: Normalized, batch: np.ndarray, shape: list[int], *, num_exa
         outputs: tuple[Tensor, ...] = module(batch_BX)
         return outputs
 
-    with warnings.catch_warnings(), torch.no_grad(), without_telemetry(), logging_kept():
+    with warnings.catch_warnings(action="ignore"), torch.no_grad(), without_telemetry(), logging_kept():
         # Tracing warns about every branch on a shape; the comparison with the reference is the answer to that.
-        warnings.simplefilter("ignore")
         # Traced here, because the converter would trace twice and compare, which takes longer than all the rest.
         traced = torch.jit.trace(forward, example, check_trace=False, strict=False)
         return openvino.convert_model(traced, example_input=example, input=[shape])

@@ -164,11 +164,10 @@ def _read_torch(path: Path) -> Any:
     stand_ins += [(_empty_dict, "collections.defaultdict")]
     try:
         # torch warns of old formats and of its own deprecations: nothing that who reads weights can act on.
-        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-            warnings.simplefilter("ignore")
-            # As an open file: torch has an opinion of its own on names that end in .safetensors.
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
+        quiet, known = warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins)  # type: ignore[arg-type]
+        # As an open file: torch has an opinion of its own on names that end in .safetensors.
+        with quiet, known, path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     # torch.load reports damage with whatever its layers happen to raise: KeyError, EOFError, UnpicklingError, ...
