@@ -7,8 +7,9 @@ every network that runs at all, and sees bare parameters (``x @ W.t()``) as well
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -246,29 +247,21 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
 def _watched(network: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Tell the recorder when a layer's call begins and ends."""
 
-    def begin(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def begin(path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         recorder.running.append(Call(path, _first_value(recorder, (args, kwargs))))
 
-    def end(output: Any) -> None:
+    def end(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         call = recorder.running.pop()
         call.output = _first_value(recorder, output)
         recorder.ended.append(call)
 
-    handles = []
-    for path, module in network.named_modules():
-        # TorchScript takes no hooks.
-        if not path or isinstance(module, torch.jit.ScriptModule):
-            continue
-        handles.append(
-            module.register_forward_pre_hook(lambda _, args, kwargs, path=path: begin(path, args, kwargs),
-                                             with_kwargs=True)
-        )  # fmt: skip
-        handles.append(module.register_forward_hook(lambda _module, _args, output: end(output)))
-    try:
+    with ExitStack() as hooks:
+        for path, module in network.named_modules():
+            # TorchScript takes no hooks.
+            if path and not isinstance(module, torch.jit.ScriptModule):
+                hooks.enter_context(module.register_forward_pre_hook(partial(begin, path), with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(end))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _first_value(recorder: _Recorder, given: Any) -> Value | None:
