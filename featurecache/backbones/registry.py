@@ -6,7 +6,6 @@ import fnmatch
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_file, digest_json
 from featurecache.plugins import load_plugin, plugin_names
 from featurecache.specs import BackboneRequest
+from featurecache.versions import installed_version
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -179,7 +179,7 @@ def request_digest(request: BackboneRequest) -> str | None:
         "place": provider.own_weights_digest(local_name) if is_path else None,
         "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
         "precision": request.precision,
-        "versions": {package: _version(package) for package in packages},
+        "versions": {package: installed_version(package) for package in packages},
     }
     return digest_json("backbone-request", 3, settings)
 
@@ -316,13 +316,6 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise RequestError(f"preprocess setting {value!r} is not a plain value")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 register_provider("efficientnet_lite0", EfficientNetLiteProvider())

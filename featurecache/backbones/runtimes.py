@@ -225,22 +225,17 @@ class ComparedRuntime:
 
     def _compare(self, batch: np.ndarray) -> Features:
         """Compute a batch by both, and go on with the reference where the fast one fails or differs."""
-        (expected,) = self._reference.map([batch])
-        try:
-            (found,) = self._active.map([batch])
-            problem = disagreement(found, expected)
-        except RuntimeError as error:
-            problem = f"it fails on the first batch ({first_line(error)})"
+        features, problem = _both(self._active, self._reference, batch)
         self._compared.add(batch.shape)
         if problem is None:
-            return found
+            return features
         message = f"runtime {self._what} does not agree with torch: {problem}"
         if self._required:
             raise RuntimeMismatchError(f"{message}; use runtime torch")
         _log.warning("%s; continuing with plain torch", message)
         self._active.close()
         self._use(self._reference)
-        return expected
+        return features
 
     def compare_again(self) -> None:
         """See `Runtime.compare_again`."""
@@ -348,7 +343,10 @@ def _prepare_openvino(
     try:
         path = path_of(backbone, taps, example, lengths, processor=processor())
         converted = OpenVinoRuntime(traced, example, lengths, path=path)
-        if len(lengths) < 2 or _agrees_at(converted, reference, _example_of(backbone, len(example), lengths[0])):
+        if len(lengths) < 2:
+            return converted
+        _, problem = _both(converted, reference, _example_of(backbone, len(example), lengths[0]))
+        if problem is None:
             return converted
         # A loop over tokens is traced with as many steps as the example has: so many tokens, or plain torch, which is
         # then faster with few.
@@ -370,14 +368,15 @@ def _rate(runtime: Runtime, example: np.ndarray) -> float:
         return 0.0
 
 
-def _agrees_at(runtime: Runtime, reference: Runtime, batch: np.ndarray) -> bool:
-    """Tell whether a runtime gives a batch the features of the reference."""
+def _both(fast: Runtime, reference: Runtime, batch: np.ndarray) -> tuple[Features, str | None]:
+    """Return the features of a batch by the fast runtime; where it fails or differs those by the reference, and why."""
     (expected,) = reference.map([batch])
     try:
-        (found,) = runtime.map([batch])
-    except RuntimeError:
-        return False
-    return disagreement(found, expected) is None
+        (found,) = fast.map([batch])
+        problem = disagreement(found, expected)
+    except RuntimeError as error:
+        return expected, f"it fails on the first batch ({first_line(error)})"
+    return (found, None) if problem is None else (expected, problem)
 
 
 def _example_of(backbone: Backbone, batch_size: int, length: int | None = None) -> np.ndarray:
