@@ -136,10 +136,8 @@ def _translate(kind: str, settings: Settings, name: str) -> PreprocessSpec:
     if rule is not None:
         settings, used = rule(dict(settings), name)
         understood |= used
-    for field in sorted(settings):
-        if field not in understood and field not in _ENVELOPE and field not in _ELSEWHERE:
-            if _does_nothing(field, settings):
-                continue
+    for field in sorted(set(settings) - understood - _ENVELOPE - _ELSEWHERE):
+        if not _does_nothing(field, settings):
             raise refusal(name, field, settings[field], "is not obeyed here")
     return _spec(settings, name)
 

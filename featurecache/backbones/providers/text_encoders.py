@@ -38,12 +38,9 @@ class TextSettings:
 
 def is_text_encoder(config: Any) -> bool:
     """Tell by a transformers configuration whether a network reads tokens and nothing else."""
-    of_images = (
-        getattr(config, "vision_config", None),
-        getattr(config, "image_size", None),
-        getattr(config, "num_channels", None),
-    )
-    return getattr(config, "vocab_size", None) is not None and all(value is None for value in of_images)
+    of_images = ("vision_config", "image_size", "num_channels")
+    takes_images = any(getattr(config, name, None) is not None for name in of_images)
+    return getattr(config, "vocab_size", None) is not None and not takes_images
 
 
 def read_text_settings(name: str, config: Any, read: ReadJson) -> TextSettings:
