@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -113,40 +114,41 @@ def source_spec(
     SourceError
         A file where a folder is wanted.
     """
-    columns = {"id_column": id_column, "text_column": text_column}
+    text, limit, form = str(path), {"max_bytes": max_bytes}, dict[str, Any]()
     # Left out at their usual values: a source of another distribution need not know them.
-    form: tuple[tuple[str, Any], ...] = () if delimiter is None else (("delimiter", delimiter),)
-    form += () if has_header else (("has_header", False),)
-    options = tuple((name, column) for name, column in columns.items() if column is not None)
-    limit, text = (("max_bytes", max_bytes),), str(path)
+    form |= {} if delimiter is None else {"delimiter": delimiter}
+    form |= {} if has_header else {"has_header": False}
+    columns = {"id_column": id_column, "text_column": text_column}
+    of_texts = {name: column for name, column in columns.items() if column is not None}
+    of_paths = {"allow_local_urls": allow_local_urls, **form, **limit}
+
+    def spec(kind: str, url: str = text, /, **options: Any) -> SourceSpec:
+        return SourceSpec(kind, url, tuple(sorted(options.items())))
+
     # Of a URL, options of a table go to the source of its scheme.
     if text_column is not None and "://" not in text:
-        return SourceSpec("text_table", text, tuple(sorted([*options, *form])))
+        return spec("text_table", **of_texts, **form)
     if id_column is not None and "://" not in text:
         raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
     if path_column is not None:
-        return SourceSpec(
-            "path_table", text, (("allow_local_urls", allow_local_urls), *form, *limit, ("path_column", path_column))
-        )
+        return spec("path_table", path_column=path_column, **of_paths)
     if text.lower().endswith(TAR_SUFFIXES):
-        return SourceSpec("tars", text, limit)
+        return spec("tars", **limit)
     # A path may hold a colon, but hardly this.
     kind, scheme, _ = text.partition("://")
     if is_remote(text) and kind not in OWN:
-        return SourceSpec("remote_folder", text, limit)
+        return spec("remote_folder", **limit)
     if scheme:
-        return SourceSpec(kind, text, options)
+        return spec(kind, **of_texts)
     if Path(path).is_file():
         if text.lower().endswith(".zip"):
-            return SourceSpec("remote_folder", f"zip://::{Path(path).absolute()}", limit)
+            return spec("remote_folder", f"zip://::{Path(path).absolute()}", **limit)
         if text.lower().endswith(_HDF5):
-            return SourceSpec("h5", f"h5://{text}")
-        if (column := _known_column(Path(path), delimiter=delimiter, has_header=has_header)) is not None:
-            return SourceSpec(
-                "path_table", text, (("allow_local_urls", allow_local_urls), *form, *limit, ("path_column", column))
-            )
-        raise SourceError(f"{path} is {_what_it_is(Path(path), delimiter=delimiter, has_header=has_header)}")
-    return SourceSpec("folder", text, limit)
+            return spec("h5", f"h5://{text}")
+        if (column := _known_column(Path(path), **form)) is not None:
+            return spec("path_table", path_column=column, **of_paths)
+        raise SourceError(f"{path} is {_what_it_is(Path(path), **form)}")
+    return spec("folder", **limit)
 
 
 def open_spec(spec: SourceSpec) -> Source:
@@ -295,12 +297,12 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
     return [*sources, *([NamedFiles(files)] if files else [])]
 
 
-def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> str | None:
+def _known_column(path: Path, **form: Any) -> str | None:
     """Return the column of a table that names images by files, by its name or its entries; None of other files."""
     if not is_table_name(path):
         return None
     try:
-        with open_table(path, delimiter=delimiter, has_header=has_header) as table:
+        with open_table(path, **form) as table:
             # A column of ids names images too, but no files.
             known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
             of_files = columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
@@ -309,14 +311,11 @@ def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> str
     return known[0] if known else of_files[0] if len(of_files) == 1 else None
 
 
-def _what_it_is(path: Path, *, delimiter: str | None, has_header: bool) -> str:
+def _what_it_is(path: Path, **form: Any) -> str:
     """Say what a file is where a folder of images or a table with its column of texts was wanted."""
     if is_table_name(path):
-        try:
-            with open_table(path, raw=True, delimiter=delimiter, has_header=has_header) as table:
-                columns = shortened(", ".join(table.columns))
+        with suppress(TableError), open_table(path, raw=True, **form) as table:
+            columns = shortened(", ".join(table.columns))
             advice = "name the one that holds the texts with --text-column, or paths with --path-column"
             return f"a table with the columns {columns}; {advice}"
-        except TableError:
-            pass
     return "a file; name the folder that holds the images, or add --text-column NAME if it is a table of texts"

@@ -58,19 +58,11 @@ class RemoteFiles:
         self.url = url
         archive = Path(url.rpartition("::")[2])
         self._archive = archive if "::" in url and archive.is_file() else None
+        self.is_local = self._archive is not None
+        """It is an archive on this machine."""
         self._lock = threading.Lock()
         self._head: tuple[tuple[str, Stamp], bytes] | None = None
         self._open()
-
-    @property
-    def root(self) -> str:
-        """The path of the URL on its file system."""
-        return self._root
-
-    @property
-    def is_local(self) -> bool:
-        """It is an archive on this machine."""
-        return self._archive is not None
 
     def refresh(self) -> bool:
         """Open it anew where that is needed, and tell whether an archive was replaced: it is held open until then."""
@@ -103,12 +95,12 @@ class RemoteFiles:
     def find(self) -> dict[str, dict[str, Any]]:
         """Return all objects below the URL with what is said of them; raises as `info`."""
         # No deadline: millions of objects take as long as they take.
-        found: dict[str, dict[str, Any]] = self._ask("find", self._root, seconds=None, detail=True)
+        found: dict[str, dict[str, Any]] = self._ask("find", self.root, seconds=None, detail=True)
         return found
 
     def glob(self) -> list[str]:
         """Return the URLs of the objects that fit the pattern of this one; raises as `info`."""
-        return [self._files.unstrip_protocol(path) for path in self._ask("glob", self._root, seconds=None)]
+        return [self._files.unstrip_protocol(path) for path in self._ask("glob", self.root, seconds=None)]
 
     def path_of(self, url: str) -> str:
         """Return the path of another URL of the same file system."""
@@ -129,7 +121,8 @@ class RemoteFiles:
 
     def _open(self) -> None:
         state = self._state()
-        self._files, self._root = open_file_system(self.url)
+        # `root` is the path of the URL on its file system.
+        self._files, self.root = open_file_system(self.url)
         self._opened_as = state
 
     def _state(self) -> tuple[int, Stamp | None]:
