@@ -21,7 +21,7 @@ from featurecache.errors import BackboneError, HeadError, ReportWarning, Request
 from featurecache.evaluation.choice_warnings import choice_warnings
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.trained_head import TrainedHead
-from featurecache.evaluation.training import TrainingReport, train_heads
+from featurecache.evaluation.training import TrainingReport
 from featurecache.finetuning.factories import TAIL, layer_factory
 from featurecache.finetuning.planning import (
     TRAINING_PASSES,
@@ -189,20 +189,8 @@ class _Climb:
 
     def linear_rung(self) -> tuple[TrainingReport, Rung]:
         """Fit the linear head on pooled features, and measure what predicts the rungs to come where time is limited."""
-        training, task = self.training, self.training.task
-        begun, linear = self.clock(), LINEAR_PROBES[task.kind]
-        report = train_heads(
-            training.store,
-            task,
-            [self.pooled],
-            [linear],
-            balanced=training.balanced,
-            metric=training.metric,
-            threshold=training.threshold,
-            positive=training.positive,
-            random_state=training.random_state,
-            memory=training.memory,
-        )
+        begun = self.clock()
+        report = self.training.evaluate(self.pooled, LINEAR_PROBES[self.training.task.kind])
         estimator = report.best.result.estimator
         size = estimator.coef_.size + np.size(estimator.intercept_)
         tap, num_bytes = self.pooled.tap, self.pooled.num_bytes
