@@ -58,7 +58,11 @@ class OpenVinoRuntime:
         # One program for all lengths: one for each would hold the weights as often, and each took 0.8 s to compile.
         several = len(lengths) > 1
         self._shapes = [(len(example), length) for length in lengths] if several else [example.shape]
-        self._compiled: Any = None if path is None else _kept(path)
+        self._compiled: Any = None
+        if path is not None and (data := compiled_networks.read(path)) is not None:
+            # A file that was cut off, say; whatever it is, it is compiled anew.
+            with suppress(RuntimeError):
+                self._compiled = openvino.Core().import_model(io.BytesIO(data), "CPU", _CONFIG)
         if self._compiled is None:
             shape = [len(example), -1] if several else list(example.shape)
             model = _convert_quickly(module, example, shape)
@@ -121,16 +125,6 @@ def processor() -> str:
     core = openvino.Core()
     able_to = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {able_to}"
-
-
-def _kept(path: Path) -> Any:
-    """Open a compiled network; None where there is none, or it cannot be opened."""
-    if (data := compiled_networks.read(path)) is None:
-        return None
-    # A file that was cut off, say; whatever it is, it is compiled anew.
-    with suppress(RuntimeError):
-        return openvino.Core().import_model(io.BytesIO(data), "CPU", _CONFIG)
-    return None
 
 
 def _convert_quickly(module: Normalized, batch: np.ndarray, shape: list[int]) -> Any:

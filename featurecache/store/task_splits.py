@@ -189,12 +189,8 @@ def few_left_warnings(task: Task) -> list[ReportWarning]:
     task : Task
     """
     num_samples, num_left = len(task.ids), int((task.splits > 0).sum())
-    if (
-        task.about["splits"] != "made"
-        or task.kind == "regression"
-        or num_samples < _FEWEST
-        or num_left >= num_samples / 5
-    ):
+    is_made = task.about["splits"] == "made" and task.kind != "regression"
+    if not is_made or num_samples < _FEWEST or num_left >= num_samples / 5:
         return []
     of_each = class_counts(task)
     once = sum(count == 1 for count in of_each.values())

@@ -192,18 +192,13 @@ def _walk(content: Any, section: str, *, depth: int, seen: set[int]) -> Iterator
     if depth > _MAX_DEPTH or id(content) in seen:
         return
     seen.add(id(content))
-    for key, value in _items(content):
+    is_list = isinstance(content, Sequence) and not isinstance(content, str | bytes)
+    items = content.items() if isinstance(content, Mapping) else enumerate(content) if is_list else ()
+    for key, value in items:
         if isinstance(value, torch.Tensor):
-            yield section, key, value
+            yield section, str(key), value
         else:
-            yield from _walk(value, f"{section}.{key}" if section else key, depth=depth + 1, seen=seen)
-
-
-def _items(content: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        yield from ((str(key), value) for key, value in content.items())
-    elif isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        yield from ((str(number), value) for number, value in enumerate(content))
+            yield from _walk(value, f"{section}.{key}" if section else str(key), depth=depth + 1, seen=seen)
 
 
 def _instead(content: Any) -> str:
