@@ -238,11 +238,7 @@ class _Climb:
 
 
 def shallowest_unless_better(
-    num_rungs: int,
-    compare: Callable[[int, int], Comparison | None],
-    *,
-    num_settings: int = 1,
-    level: float = LEVEL,
+    num_rungs: int, compare: Callable[[int, int], Comparison | None], *, num_settings: int = 1, level: float = LEVEL
 ) -> int:
     """Return the number of a rung, the shallowest being 0.
 
@@ -272,9 +268,7 @@ def _choose(report: TrainingReport, rungs: list[Rung], num_settings: int) -> Non
     """Put the head of the chosen rung first in the report."""
     heads = [rung.head for rung in rungs if rung.head is not None]
     number = shallowest_unless_better(
-        len(heads),
-        lambda rung, other: report.compare(heads[rung], heads[other]),
-        num_settings=num_settings,
+        len(heads), lambda rung, other: report.compare(heads[rung], heads[other]), num_settings=num_settings
     )
     report.heads.sort(key=lambda head: head is not heads[number])  # a stable sort: the others stay by score
 

@@ -76,11 +76,7 @@ def read_back(arrays: dict[str, tuple[str, Array]]) -> Array:
 
 
 def measure_error(
-    values: NDArray[np.float32],
-    arrays: dict[str, tuple[str, Array]],
-    *,
-    against: str,
-    views: ViewSpec | None = None,
+    values: NDArray[np.float32], arrays: dict[str, tuple[str, Array]], *, against: str, views: ViewSpec | None = None
 ) -> Precision:
     """Measure the error of stored features, for the record of a shard.
 

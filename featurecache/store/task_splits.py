@@ -94,11 +94,7 @@ def _with_labels_in_train(
 
 
 def previous_splits(
-    ids: Ids,
-    previous: Task | None,
-    random_state: int,
-    classes: Sequence[str],
-    groups: NDArray[np.int32] | None,
+    ids: Ids, previous: Task | None, random_state: int, classes: Sequence[str], groups: NDArray[np.int32] | None
 ) -> NDArray[np.int64]:
     """Return the earlier split of each sample, -1 where it is new or the earlier splits were made otherwise.
 

@@ -21,12 +21,7 @@ from featurecache.backbones.providers.hub_access import quick_hub
 from featurecache.backbones.providers.image_processor_rules import INTERPOLATIONS
 from featurecache.backbones.providers.image_processors import read_preprocess
 from featurecache.backbones.providers.reference_transform import changed_rules
-from featurecache.backbones.providers.text_encoders import (
-    ReadJson,
-    folder_reader,
-    is_text_encoder,
-    read_text_settings,
-)
+from featurecache.backbones.providers.text_encoders import ReadJson, folder_reader, is_text_encoder, read_text_settings
 from featurecache.backbones.torchvision_compat import import_dependent
 from featurecache.backbones.weights.checkpoints import Checkpoint
 from featurecache.backbones.weights.key_prefixes import choose_section
