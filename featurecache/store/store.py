@@ -19,12 +19,11 @@ from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, 
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.format_file import read_format, write_format
-from featurecache.store.history import History
+from featurecache.store.history import History, predictions_of
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
 from featurecache.store.naming import check_name, is_name
 from featurecache.store.notes import Notes
-from featurecache.store.past_predictions import predictions_of
 from featurecache.store.result_schemas import HISTORY
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import SAMPLES, SOURCE, TASK, UNITS, BackboneAbout, features_schema

@@ -41,16 +41,9 @@ _ELSEWHERE |= {"keypoint_heatmap_downscale_factor", "keypoint_heatmap_sigma", "p
 _ELSEWHERE |= {"num_labels", "id2label", "label2id", "processor_class_name"}
 _SHAPES = "makes inputs of different shapes, and all have one here; do_center_crop and crop_size give them one"
 # Switches that do nothing while they are off, and the fields (or their beginnings) that then do nothing either.
-_SWITCHES = {
-    "do_pad": (),
-    "do_flip_channel_order": (),
-    "rescale_offset": (),
-    "do_grayscale": (),
-    "do_split_image": (),
-    "do_align_long_axis": (),
-    "do_crop_margin": (),
-    "do_thumbnail": (),
-    "keep_aspect_ratio": (),
+_ALONE = ("do_pad", "do_flip_channel_order", "rescale_offset", "do_grayscale", "do_split_image", "do_align_long_axis")
+_SWITCHES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((*_ALONE, "do_crop_margin", "do_thumbnail", "keep_aspect_ratio"), ()),
     "do_pan_and_scan": ("pan_and_scan_",),
     "crop_to_patches": ("min_patches", "max_patches", "use_covering_area_grid", "tile_size"),
     "split_image": ("split_resolutions",),

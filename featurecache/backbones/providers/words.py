@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from featurecache.backbones.provider import Provided
-from featurecache.backbones.providers.weightless import WeightlessProvider
+from featurecache.backbones.provider import Provided, WeightlessProvider
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import TextPreprocessSpec
 
