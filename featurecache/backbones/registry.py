@@ -293,19 +293,11 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str], *,
         preprocess=preprocess,
         classifier=provided.classifiers[0] if provided.classifiers and not joined else None,
         output_layers=provided.classifiers or (),
-        default=provided.default,
-        num_prefix_tokens=provided.num_prefix_tokens,
-        has_class_token=provided.has_class_token,
-        tokenizer=provided.tokenizer,
-        token_pooling=provided.token_pooling,
         identity=identity,
-        weights_source=provided.weights_source,
         notes=tuple(notes),
-        warnings=provided.warnings,
-        earlier=provided.earlier,
         num_parameters=sum(p.numel() for p in module.parameters()),
         num_trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
-        license=provided.license,
+        **{name: getattr(provided, name) for name in _AS_PROVIDED},
     )
 
 
@@ -318,6 +310,11 @@ def _plain(value: object) -> object:
     raise RequestError(f"preprocess setting {value!r} is not a plain value")
 
 
+# Fields of a `Backbone` that are those of `Provided`.
+_AS_PROVIDED = (
+    *("default", "num_prefix_tokens", "has_class_token", "tokenizer", "token_pooling"),
+    *("weights_source", "warnings", "earlier", "license"),
+)
 register_provider("efficientnet_lite0", EfficientNetLiteProvider())
 register_provider("all_minilm_l6_v2", MiniLmProvider())
 register_provider("torchvision:", TorchvisionProvider())
