@@ -153,8 +153,7 @@ def source_spec(
 
 def open_spec(spec: SourceSpec) -> Source:
     """Open the source that a spec names."""
-    source: Source = load_named("kind of source", spec.kind, OWN, group=GROUP)(spec.url, **dict(spec.options))
-    return source
+    return load_named("kind of source", spec.kind, OWN, group=GROUP)(spec.url, **dict(spec.options))
 
 
 def table_options(source: Source) -> tuple[str, ...]:

@@ -84,8 +84,7 @@ class RemoteFiles:
         OSError
             What went wrong, in a few words: each file system has errors of its own.
         """
-        found: dict[str, Any] = self._ask("info", path)
-        return found
+        return self._ask("info", path)
 
     def cat(self, path: str, *, size: int, start: int | None = None) -> bytes:
         """Return the bytes of an object, or ``size`` bytes from ``start``; raises as `info`."""
@@ -95,8 +94,7 @@ class RemoteFiles:
     def find(self) -> dict[str, dict[str, Any]]:
         """Return all objects below the URL with what is said of them; raises as `info`."""
         # No deadline: millions of objects take as long as they take.
-        found: dict[str, dict[str, Any]] = self._ask("find", self.root, seconds=None, detail=True)
-        return found
+        return self._ask("find", self.root, seconds=None, detail=True)
 
     def glob(self) -> list[str]:
         """Return the URLs of the objects that fit the pattern of this one; raises as `info`."""
@@ -104,8 +102,7 @@ class RemoteFiles:
 
     def path_of(self, url: str) -> str:
         """Return the path of another URL of the same file system."""
-        path: str = self._files._strip_protocol(url)  # as `url_to_fs` does it; there is no public name
-        return path
+        return self._files._strip_protocol(url)  # as `url_to_fs` does it; there is no public name
 
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
