@@ -22,16 +22,9 @@ from featurecache.evaluation.choice_warnings import choice_warnings
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.trained_head import TrainedHead
 from featurecache.evaluation.training import TrainingReport
+from featurecache.finetuning import planning
 from featurecache.finetuning.factories import TAIL, layer_factory
-from featurecache.finetuning.planning import (
-    TRAINING_PASSES,
-    LadderPlan,
-    RungPlan,
-    measured_speed,
-    plan_rung,
-    seconds_of_a_flop,
-    speed_by_operations,
-)
+from featurecache.finetuning.planning import LadderPlan, RungPlan
 from featurecache.finetuning.training import LayerTraining
 from featurecache.heads.gradient.budget import TrainingBudget, TrainingCost
 from featurecache.heads.registry import LINEAR_PROBES
@@ -196,7 +189,7 @@ class _Climb:
         tap, num_bytes = self.pooled.tap, self.pooled.num_bytes
         self.linear_fit = self.clock() - begun
         if not math.isinf(self.deadline):
-            self.flop = seconds_of_a_flop(self.network, self.seen.flops[PRE_LOGITS], clock=self.clock)
+            self.flop = planning.seconds_of_a_flop(self.network, self.seen.flops[PRE_LOGITS], clock=self.clock)
         return report, Rung(tap=tap, num_bytes=num_bytes, head=report.best, num_trainable=size)
 
     def rung(self, feature_set: FeatureSet, plan: RungPlan, report: TrainingReport) -> Rung:
@@ -224,16 +217,16 @@ class _Climb:
     def _costs(self, feature_set: FeatureSet, plan: RungPlan) -> list[TrainingCost]:
         """Return the predicted seconds of each training: by operations where steps themselves would take too long."""
         tuning, clock = self.training.tuning, self.clock
-        speed = speed_by_operations(plan.flops, self.flop, tuning, linear_fit=self.linear_fit)
+        speed = planning.speed_by_operations(plan.flops, self.flop, tuning, linear_fit=self.linear_fit)
         costs = [speed.cost(fit, tuning) for fit in plan.fits]
         # A few steps are taken unless the rung is far from fitting, or these steps alone would be a large share of it.
         if sum(map(sum, costs)) > _ROUGHLY * self.left or _STEPS_TO_TIME * speed.step > self.left / _ROUGHLY:
             return costs
         factory = layer_factory(TAIL, feature_set.tap, feature_set.activation_shape, self.network)
-        speed = measured_speed(factory, feature_set, tuning, clock=clock, linear_fit=self.linear_fit)
+        speed = planning.measured_speed(factory, feature_set, tuning, clock=clock, linear_fit=self.linear_fit)
         # What an operation takes here predicts the next depth better than a forward pass of the whole network.
         if plan.flops:
-            self.flop = speed.step / (tuning.batch_size * TRAINING_PASSES) / plan.flops
+            self.flop = speed.step / (tuning.batch_size * planning.TRAINING_PASSES) / plan.flops
         return [speed.cost(fit, tuning) for fit in plan.fits]
 
 
@@ -277,7 +270,7 @@ def _plan(training: LayerTraining, feature_set: FeatureSet, seen: DryRun) -> Run
     node = feature_set.tap.rpartition(":")[0]
     flops = max(seen.flops[PRE_LOGITS] - (0 if node == INPUT else seen.flops.get(node, 0)), 0)
     state = training.random_state
-    return plan_rung(training.task, feature_set, training.tuning, flops=flops, random_state=state)
+    return planning.plan_rung(training.task, feature_set, training.tuning, flops=flops, random_state=state)
 
 
 def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[FeatureSet]]:

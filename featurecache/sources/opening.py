@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from featurecache import tables
 from featurecache.errors import RequestError, SourceError, UnknownNameError, shortened
 from featurecache.plugins import load_named
 from featurecache.sources.datasets import dataset_source, is_dataset, is_hugging_face
@@ -29,17 +30,6 @@ from featurecache.sources.source import Source
 from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
-from featurecache.tables import (
-    Row,
-    TableError,
-    columns_of_files,
-    field_of,
-    is_table_name,
-    open_table,
-    plain_name,
-    sample_columns,
-    to_bytes,
-)
 
 GROUP = "featurecache.sources"
 OWN: dict[str, Callable[..., Source]] = {
@@ -249,22 +239,22 @@ def _frame_source(frame: Any, key: str, text_column: str | None, id_column: str 
         for option, column in (("text_column", text_column), ("id_column", id_column)):
             if column is not None and column not in columns:
                 raise RequestError(str(UnknownNameError("column", column, columns, advice=f"choose one with {option}")))
-        texts = [field_of(text) or "" for text in frame[text_column]]
+        texts = [tables.field_of(text) or "" for text in frame[text_column]]
         # As `TextTable` names rows, so that both list the same.
         names = [f"row {number:09d}" for number in range(1, len(texts) + 1)]
         names = names if id_column is None else [str(name) for name in frame[id_column]]
-        samples = dict(zip(names, map(to_bytes, texts), strict=True))
+        samples = dict(zip(names, map(tables.to_bytes, texts), strict=True))
         if len(samples) < len(texts):
             raise RequestError(f"the column {id_column!r} names a row twice; give each its own name")
         return InMemory(samples, "text", key)
-    if not (known := sample_columns(columns)):
+    if not (known := tables.sample_columns(columns)):
         cells = {
-            str(name): map(field_of, list(frame[name])[:_SAMPLE])
+            str(name): map(tables.field_of, list(frame[name])[:_SAMPLE])
             for name in frame.columns
             if columns.count(str(name)) == 1
         }
-        rows: list[Row] = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
-        of_files = columns_of_files(list(cells), rows)
+        rows: list[tables.Row] = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        of_files = tables.columns_of_files(list(cells), rows)
         known = of_files if len(of_files) == 1 else []
     if not known:
         raise RequestError(
@@ -298,22 +288,24 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
 
 def _known_column(path: Path, **form: Any) -> str | None:
     """Return the column of a table that names images by files, by its name or its entries; None of other files."""
-    if not is_table_name(path):
+    if not tables.is_table_name(path):
         return None
     try:
-        with open_table(path, **form) as table:
+        with tables.open_table(path, **form) as table:
             # A column of ids names images too, but no files.
-            known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
-            of_files = columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
-    except TableError:
+            known = [
+                name for name in tables.sample_columns(table.columns) if not tables.plain_name(name).endswith("id")
+            ]
+            of_files = tables.columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
+    except tables.TableError:
         return None
     return known[0] if known else of_files[0] if len(of_files) == 1 else None
 
 
 def _what_it_is(path: Path, **form: Any) -> str:
     """Say what a file is where a folder of images or a table with its column of texts was wanted."""
-    if is_table_name(path):
-        with suppress(TableError), open_table(path, raw=True, **form) as table:
+    if tables.is_table_name(path):
+        with suppress(tables.TableError), tables.open_table(path, raw=True, **form) as table:
             columns = shortened(", ".join(table.columns))
             advice = "name the one that holds the texts with --text-column, or paths with --path-column"
             return f"a table with the columns {columns}; {advice}"
