@@ -103,6 +103,8 @@ class Provided:
     license: str | None = None
     weights_source: str = "none"
     """Where the provider's own weights came from."""
+    own_file: Path | None = None
+    """The file of the provider's own weights, where it is still to be loaded as any other."""
     rename_key: Callable[[str], str] | None = None
     """How parameter names of older weights files read today; ``None``: as they are."""
     load_file: Callable[[Checkpoint], nn.Module] | None = None

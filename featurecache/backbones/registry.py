@@ -136,9 +136,7 @@ def load_backbone(
         # Where features or a head are reproduced, nothing of the provider's preprocess is left.
         if not set(provided.preprocess.choices()) <= named:
             raise PreprocessRefusedError(provided.refusal, provided.earlier)
-    notes = [*provided.notes]
-    if request.weights is not None:
-        notes += _load_file(provided, request, keep_classifier=keep_classifier)
+    notes = [*provided.notes, *_load_file(provided, request, keep_classifier=keep_classifier)]
     if not keep_classifier:
         _remove_output_layers(provided)
     if request.init != "random":
@@ -249,12 +247,15 @@ def _remove_output_layers(provided: Provided) -> None:
 
 
 def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier: bool) -> tuple[str, ...]:
+    """Load the file that is named, or the provider's own, and return what is to be noted of the former."""
+    path, key = request.weights or provided.own_file, request.weights_key
+    if path is None:
+        return ()
     from featurecache.backbones.weights.checkpoints import read_checkpoint
     from featurecache.backbones.weights.loading import file_source, load_weights, name_warnings
 
-    path, key = request.weights, request.weights_key
-    assert path is not None
-    provided.weights_source = file_source(path, key)
+    if request.weights is not None:
+        provided.weights_source = file_source(path, key)
     provided.warnings += name_warnings(path)
     checkpoint = read_checkpoint(path, key)
     if provided.load_file is not None:
@@ -268,6 +269,8 @@ def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier:
         rename_key=provided.rename_key,
         what=request.name,
     )
+    if request.weights is None:
+        return ()
     provided.warnings += loaded.warnings
     return loaded.notes
 
