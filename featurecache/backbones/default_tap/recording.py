@@ -48,8 +48,6 @@ class Value:
     """Tensors that do not depend on the batch and had a part in it."""
     calls: tuple[Call, ...] = ()
     """Layers that were running, the innermost last; the network itself is left out."""
-    result_index: int = 0
-    """Which of several results of one operation it is."""
     floating: bool = True
     elementwise: bool = False
     unit: bool = False
@@ -154,7 +152,7 @@ class _Recorder(TorchDispatchMode):
         self.running: list[Call] = []
         self.ended: list[Call] = []
         # What everything is made of.
-        self.source = self._make("input", inputs, (), ())
+        self.source = self._make("input", inputs)
         self._known[inputs] = _Known(self.source, _Memory())
 
     def value_of(self, tensor: Tensor) -> Value | None:
@@ -165,7 +163,7 @@ class _Recorder(TorchDispatchMode):
             return known.value
         # Somebody wrote into the memory through another view.
         sources = (written,) if known.value is None else (known.value, written)
-        known.value = self._make("written", tensor, sources, ())
+        known.value = self._make("written", tensor, sources)
         return known.value
 
     # Below autograd and below `nn.Module`: every operation comes through here, whoever calls it.
@@ -197,20 +195,15 @@ class _Recorder(TorchDispatchMode):
             )
             for tensor in fixed
         )
-        for index, tensor in enumerate({id(value): value for value in [*written, *results]}.values()):
-            value = self._make(func, tensor, sources, constants, index) if sources else None
+        for tensor in {id(value): value for value in [*written, *results]}.values():
+            value = self._make(func, tensor, sources, constants) if sources else None
             memory = self._memory_of(tensor, operands)
             if any(tensor is other for other in written):
                 memory.written = value or memory.written
             self._known[tensor] = _Known(value, memory, learned and not sources)
 
     def _make(
-        self,
-        op: Any,
-        tensor: Tensor,
-        sources: tuple[Value, ...],
-        constants: tuple[Constant, ...],
-        result_index: int = 0,
+        self, op: Any, tensor: Tensor, sources: tuple[Value, ...] = (), constants: tuple[Constant, ...] = ()
     ) -> Value:
         self._count += 1
         return Value(
@@ -220,7 +213,6 @@ class _Recorder(TorchDispatchMode):
             sources=sources,
             constants=constants,
             calls=tuple(self.running),
-            result_index=result_index,
             floating=tensor.is_floating_point(),
             elementwise=not isinstance(op, str) and torch.Tag.pointwise in op.tags,
         )
