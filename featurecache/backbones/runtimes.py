@@ -7,7 +7,7 @@ with other networks PyTorch was as quick. So ``auto`` lets both run for a moment
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
@@ -213,15 +213,24 @@ class ComparedRuntime:
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
         remaining = iter(batches)
-        batch = next(remaining, None)
-        while batch is not None:
-            if self._active is not self._reference and batch.shape not in self._compared:
-                yield self._compare(batch)
-                batch = next(remaining, None)
+        following = next(remaining, None)
+
+        def known() -> Iterator[np.ndarray]:
+            """Yield batches up to the first that has to be compared; that one is kept."""
+            nonlocal following
+            while following is not None and not self._is_new(following):
+                yield following
+                following = next(remaining, None)
+
+        while following is not None:
+            if self._is_new(following):
+                yield self._compare(following)
+                following = next(remaining, None)
             else:
-                known = _KnownShapes(batch, remaining, None if self._active is self._reference else self._compared)
-                yield from self._active.map(known)
-                batch = known.following
+                yield from self._active.map(known())
+
+    def _is_new(self, batch: np.ndarray) -> bool:
+        return self._active is not self._reference and batch.shape not in self._compared
 
     def _compare(self, batch: np.ndarray) -> Features:
         """Compute a batch by both, and go on with the reference where the fast one fails or differs."""
@@ -245,29 +254,6 @@ class ComparedRuntime:
         """See `Runtime.close`."""
         self._active.close()
         self._reference.close()
-
-
-class _KnownShapes:
-    """A batch and those after it, up to the first of a shape that is not known; that one is kept.
-
-    Parameters
-    ----------
-    first, remaining
-        Batches.
-    shapes
-        Those that are known; ``None``: all.
-    """
-
-    def __init__(
-        self, first: np.ndarray, remaining: Iterator[np.ndarray], shapes: Collection[tuple[int, ...]] | None
-    ) -> None:
-        self.following: np.ndarray | None = first
-        self._remaining, self._shapes = remaining, shapes
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        while (batch := self.following) is not None and (self._shapes is None or batch.shape in self._shapes):
-            yield batch
-            self.following = next(self._remaining, None)
 
 
 def disagreement(features: Features, expected: Features) -> str | None:
