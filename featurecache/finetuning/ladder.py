@@ -283,15 +283,15 @@ def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[Feat
         for feature_set in sets
         if feature_set.is_pooled and (feature_set.fingerprint in networks or not networks)
     ]
-    if not pooled or not whole:
-        if pooled:
-            raise RequestError(
-                "a ladder needs whole activations: extract them (`featurecache extract --tap layer3:none`; "
-                "`featurecache inspect BACKBONE --tails` names the layers), then name them here (--from-tap "
-                "layer3:none), or train on the images too (--from-images FOLDER)"
-            )
+    if not pooled:
         raise RequestError(
             "a ladder needs pooled features to begin with; add them with `featurecache extract --tap default`"
+        )
+    if not whole:
+        raise RequestError(
+            "a ladder needs whole activations: extract them (`featurecache extract --tap layer3:none`; "
+            "`featurecache inspect BACKBONE --tails` names the layers), then name them here (--from-tap "
+            "layer3:none), or train on the images too (--from-images FOLDER)"
         )
     if others := [feature_set for feature_set in whole if feature_set.fingerprint != whole[0].fingerprint]:
         raise RequestError(

@@ -59,9 +59,7 @@ def features_schema(features: Features, task: Task | None = None) -> Any:
     return arrow.schema([*fields, ("features", arrow.list_(arrow.float32(), size))])
 
 
-def feature_batches(
-    features: Features, samples: SampleTable, task: Task | None = None, *, rows_at_once: int = ROWS_AT_ONCE
-) -> Iterator[Any]:
+def feature_batches(features: Features, samples: SampleTable, task: Task | None = None) -> Iterator[Any]:
     """Yield record batches of all usable samples, or of those that have a target.
 
     Parameters
@@ -69,7 +67,6 @@ def feature_batches(
     features : Features
     samples : SampleTable
     task : Task, optional
-    rows_at_once : int
 
     Yields
     ------
@@ -80,8 +77,8 @@ def feature_batches(
     rows = features.rows if task is None else np.sort(samples.rows_of(task.ids))
     # Bad inputs have no features, and samples of a task may not be cached.
     rows = rows[features.usable(rows)]
-    for start in range(0, len(rows), rows_at_once):
-        some = rows[start : start + rows_at_once]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
         columns = _columns(some, samples, task)
         values = features.read(some).astype(np.float32).reshape(len(some), -1)
         stored = arrow.FixedSizeListArray.from_arrays(arrow.array(values.ravel()), values.shape[1])
