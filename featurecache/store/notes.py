@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
 from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
 from featurecache.errors import CorruptError
@@ -70,8 +71,10 @@ class Notes:
         name, kind = KINDS[type(found)]
         folder = self.path / name
         make_folder(folder)
+        # Parameters of heads may be numbers of numpy.
+        body = msgspec.to_builtins(found, enc_hook=np.generic.item)
         # Not once: a damaged record is replaced by a fresh one.
-        publish_bytes(folder / f"{digest}.json", encode_record(kind, msgspec.to_builtins(found)))
+        publish_bytes(folder / f"{digest}.json", encode_record(kind, body))
         if not isinstance(found, ResultBody):
             _forget_oldest(folder)
 
