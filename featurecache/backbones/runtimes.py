@@ -289,14 +289,14 @@ def _folded(backbone: Backbone, taps: Sequence[Tap], device: str) -> Backbone | 
                 {name: values.cpu().numpy() for name, values in TappedBackbone(candidate, taps)(inputs).items()}
                 for candidate in (folded, backbone)
             )
+        problem = disagreement(found, expected)
     # Networks look into their own layers in many ways; those that cannot do without a norm are left as they are.
     except Exception as error:
-        _log.info("%s: batch norms are not folded (%s)", backbone.name, first_line(error))
-        return None
-    if (problem := disagreement(found, expected)) is not None:
-        _log.info("%s: batch norms are not folded (%s)", backbone.name, problem)
-        return None
-    return folded
+        problem = first_line(error)
+    if problem is None:
+        return folded
+    _log.info("%s: batch norms are not folded (%s)", backbone.name, problem)
+    return None
 
 
 def _choose(device: str, remembered: str | None) -> str:
@@ -329,10 +329,7 @@ def _prepare_openvino(
     try:
         path = path_of(backbone, taps, example, lengths, processor=processor())
         converted = OpenVinoRuntime(traced, example, lengths, path=path)
-        if len(lengths) < 2:
-            return converted
-        _, problem = _both(converted, reference, _example_of(backbone, len(example), lengths[0]))
-        if problem is None:
+        if len(lengths) < 2 or _both(converted, reference, _example_of(backbone, len(example), lengths[0]))[1] is None:
             return converted
         # A loop over tokens is traced with as many steps as the example has: so many tokens, or plain torch, which is
         # then faster with few.
