@@ -15,13 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.backbones.weights.file_formats import (
-    SAFETENSORS,
-    NotWeightsError,
-    damaged,
-    differing_digest,
-    format_of,
-)
+from featurecache.backbones.weights import file_formats
 from featurecache.errors import WeightsError, shortened
 from featurecache.files import why_not_regular
 
@@ -139,9 +133,10 @@ def check_exists(path: Path) -> None:
 
 def _content(path: Path) -> Any:
     try:
-        return _read_safetensors(path) if format_of(path) == SAFETENSORS else _read_torch(path)
-    except NotWeightsError as error:
-        differing = differing_digest(path)
+        is_safe = file_formats.format_of(path) == file_formats.SAFETENSORS
+        return _read_safetensors(path) if is_safe else _read_torch(path)
+    except file_formats.NotWeightsError as error:
+        differing = file_formats.differing_digest(path)
         added = "" if differing is None else f"; its name promises sha256 {differing[0]}..., it has {differing[1]}..."
         raise WeightsError(f"weights file {path} {error}{added}") from error
 
@@ -153,7 +148,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise NotWeightsError(damaged(path.stat().st_size)) from error
+        raise file_formats.NotWeightsError(file_formats.damaged(path.stat().st_size)) from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -172,7 +167,7 @@ def _read_torch(path: Path) -> Any:
         raise
     # torch.load reports damage with whatever its layers happen to raise: KeyError, EOFError, UnpicklingError, ...
     except Exception as error:
-        raise NotWeightsError(_why_unreadable(path, str(error))) from error
+        raise file_formats.NotWeightsError(_why_unreadable(path, str(error))) from error
 
 
 def _why_unreadable(path: Path, error: str) -> str:
@@ -181,7 +176,7 @@ def _why_unreadable(path: Path, error: str) -> str:
         return f"holds Python objects that are not tensors ({found[1]}), and those are not unpickled; {advice}"
     if "Unsupported operand" in error:
         return f"is pickled by a protocol that torch reads only by running code, and it is not unpickled; {advice}"
-    return damaged(path.stat().st_size)
+    return file_formats.damaged(path.stat().st_size)
 
 
 def _walk(content: Any, section: str, *, depth: int, seen: set[int]) -> Iterator[tuple[str, str, Tensor]]:
