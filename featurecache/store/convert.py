@@ -92,16 +92,13 @@ def _convert_rows(source: FeatureSet, features: Features, commit: Commit, rows: 
     error = measure_error(values, arrays, against=features.dtype, views=views)
     finder = ConstantFinder(views)
     finder.add(read_back(arrays)[finite_rows(values)])
-    constant = finder.runs()
     # The ids that the shard itself holds; they are compared with the sample table when the copy is opened.
     arrays["id"] = ("uint8", source.folder.open(commit).read("id")[index])
-    body = {
-        **{name: value for name, value in body.items() if name != "constant"},
-        **({} if constant is None else {"constant": constant}),
-        "bad": sorted(bad),
-        "precision": msgspec.to_builtins(_whole_error(error, commit.body.get("precision"))),
-        "converted_from": features.dtype,
-    }
+    precision = _whole_error(error, body.pop("precision", None))
+    body |= {"bad": sorted(bad), "precision": msgspec.to_builtins(precision), "converted_from": features.dtype}
+    body.pop("constant", None)
+    if (constant := finder.runs()) is not None:
+        body["constant"] = constant
     return target.folder.publish(f"{rows[0]:012d}", arrays, body, kind="features")
 
 
