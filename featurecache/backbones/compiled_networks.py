@@ -94,12 +94,9 @@ def keep(path: Path, data: bytes) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         publish_bytes(path, data)
         path.chmod(0o600)
-        files = sorted(
-            (file for file in path.parent.glob("*.blob") if not is_partial(file)),
-            key=lambda file: -file.stat().st_mtime,
-        )
+        files = [file for file in path.parent.glob("*.blob") if not is_partial(file)]
         total = 0
-        for number, file in enumerate(files):
+        for number, file in enumerate(sorted(files, key=lambda file: -file.stat().st_mtime)):
             total += file.stat().st_size
             if number >= _MOST_FILES or total > _MOST_BYTES:
                 file.unlink(missing_ok=True)
