@@ -75,17 +75,14 @@ def path_of(
 
 def read(path: Path) -> bytes | None:
     """Return a compiled network; None where there is none that this user has written."""
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            # Another user who may write here could have it compute anything.
-            if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
-                return None
+    with suppress(OSError), path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        # Another user who may write here could have it compute anything.
+        if not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022):
             data = file.read()
-        os.utime(path)  # the oldest are those that were used last long ago
-    except OSError:
-        return None
-    return data
+            os.utime(path)  # the oldest are those that were used last long ago
+            return data
+    return None
 
 
 def keep(path: Path, data: bytes) -> None:

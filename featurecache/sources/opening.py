@@ -288,18 +288,13 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
 
 def _known_column(path: Path, **form: Any) -> str | None:
     """Return the column of a table that names images by files, by its name or its entries; None of other files."""
-    if not tables.is_table_name(path):
-        return None
-    try:
-        with tables.open_table(path, **form) as table:
+    if tables.is_table_name(path):
+        with suppress(tables.TableError), tables.open_table(path, **form) as table:
             # A column of ids names images too, but no files.
-            known = [
-                name for name in tables.sample_columns(table.columns) if not tables.plain_name(name).endswith("id")
-            ]
+            known = [one for one in tables.sample_columns(table.columns) if not tables.plain_name(one).endswith("id")]
             of_files = tables.columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
-    except tables.TableError:
-        return None
-    return known[0] if known else of_files[0] if len(of_files) == 1 else None
+            return known[0] if known else of_files[0] if len(of_files) == 1 else None
+    return None
 
 
 def _what_it_is(path: Path, **form: Any) -> str:

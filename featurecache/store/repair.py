@@ -182,9 +182,7 @@ def shards_set_aside(store: FeatureStore) -> list[SetAside]:
         feature_set = store.feature_set_at(where.parent.parent)
         if feature_set is None or (store.path / where).exists():
             continue
-        try:
+        with contextlib.suppress(FeatureCacheError, OSError, KeyError):  # `Recomputed` names it: unknown
             commit = feature_set.folder.read(record)  # no more rows than a shard ever holds
             lost.append(SetAside(feature_set, rows_of_commit(commit), commit.body["provenance"]))
-        except (FeatureCacheError, OSError, KeyError):
-            continue  # `Recomputed` names it: unknown
     return lost

@@ -221,15 +221,12 @@ def _deep_to_rgb(image: Image.Image, data: bytes, spec: PreprocessSpec) -> Decod
 def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     image.seek(0)
     image.load()
-    if spec.orientation == "stored":
-        return image
-    try:
-        # Pillow would copy what it does not turn.
-        if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
-            return image
-        return ImageOps.exif_transpose(image)
-    except _DECODING_ERRORS:
-        return image  # an unreadable EXIF block says nothing about orientation
+    if spec.orientation != "stored":
+        with suppress(*_DECODING_ERRORS):  # an unreadable EXIF block says nothing about orientation
+            # Pillow would copy what it does not turn.
+            if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+                return ImageOps.exif_transpose(image)
+    return image
 
 
 def _reason(error: BaseException) -> str:
