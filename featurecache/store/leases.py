@@ -196,6 +196,6 @@ def _boot_id() -> str:
 def _is_running(pid: object) -> bool:
     try:
         os.kill(pid, 0)  # type: ignore[arg-type]
-    except (OSError, OverflowError, TypeError) as error:  # or somebody else's process, or no number of one at all
+    except (OSError, OverflowError, TypeError) as error:  # somebody else's process, or no number of one, may run
         return not isinstance(error, ProcessLookupError)
     return True
