@@ -146,7 +146,7 @@ def common_ancestor(values: Sequence[Value], heads: set[Value]) -> tuple[Value, 
     ancestor, between
         And the products between, without the output layers.
     """
-    between = []
+    between: list[Value] = []
     for value, is_alone in _latest_first({base_of(value) for value in values}):
         if is_alone:
             return value, between
