@@ -6,10 +6,12 @@ A name of ours cannot be taken over: a package that happens to be installed must
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
-from featurecache.errors import RequestError, UnknownNameError
+from featurecache.errors import MissingExtraError, RequestError, UnknownNameError
 
 
 def plugin_names(group: str) -> list[str]:
@@ -76,3 +78,10 @@ def load_named(kind: str, name: str, own: Mapping[str, Any], *, group: str) -> A
     if loaded is None:
         raise UnknownNameError(kind, name, [*own, *plugin_names(group)])
     return loaded
+
+
+def import_extra(package: str, extra: str) -> Any:
+    """Import an optional package, or raise `MissingExtraError`, which names the extra that brings it."""
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra)
+    return import_module(package)

@@ -58,4 +58,5 @@ def test_a_topic_is_no_path(name: str, call: Call) -> None:
 def test_pages_are_in_the_built_package() -> None:
     declared = (REPOSITORY / "pyproject.toml").read_text()
     assert '"guide/*.md"' in declared
+    assert '"sources/decoding/reference.*"' in declared
     assert Path(REPOSITORY / "featurecache" / "guide" / "__init__.py").is_file()

@@ -129,7 +129,7 @@ class Evidence:
         arrays = {"out_of_fold": found.out_of_fold, "in_sample": found.in_sample}
         body = ProbeBody(**{name: ArrayBody.of(array) for name, array in arrays.items()}, penalty=found.penalty)
         with suppress(OSError):  # of a cache that may not be written, or a full disk
-            notes.remember_probe(digest, body)
+            notes.remember(digest, body)
         return found
 
     def _digest(self, arm: Arm) -> str:

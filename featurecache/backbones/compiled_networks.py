@@ -75,17 +75,14 @@ def path_of(
 
 def read(path: Path) -> bytes | None:
     """Return a compiled network; None where there is none that this user has written."""
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            # Another user who may write here could have it compute anything.
-            if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
-                return None
+    with suppress(OSError), path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        # Another user who may write here could have it compute anything.
+        if not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022):
             data = file.read()
-        os.utime(path)  # the oldest are those that were used last long ago
-    except OSError:
-        return None
-    return data
+            os.utime(path)  # the oldest are those that were used last long ago
+            return data
+    return None
 
 
 def keep(path: Path, data: bytes) -> None:
@@ -94,12 +91,9 @@ def keep(path: Path, data: bytes) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         publish_bytes(path, data)
         path.chmod(0o600)
-        files = sorted(
-            (file for file in path.parent.glob("*.blob") if not is_partial(file)),
-            key=lambda file: -file.stat().st_mtime,
-        )
+        files = [file for file in path.parent.glob("*.blob") if not is_partial(file)]
         total = 0
-        for number, file in enumerate(files):
+        for number, file in enumerate(sorted(files, key=lambda file: -file.stat().st_mtime)):
             total += file.stat().st_size
             if number >= _MOST_FILES or total > _MOST_BYTES:
                 file.unlink(missing_ok=True)

@@ -278,11 +278,7 @@ def _follow(backbone: Backbone, network: nn.Module, node: str, *, training: bool
     through = [path for path in (node, *(layers or [last])) if path not in (INPUT, PRE_LOGITS)]
     try:
         trace = Trace(
-            network,
-            call,
-            through=through,
-            batch=lambda count: example_inputs(backbone, count),
-            training=training,
+            network, call, through=through, batch=lambda count: example_inputs(backbone, count), training=training
         )
         ends = {calls[-1].args[0] for path in layers if (calls := trace.calls_of(path))}
         is_joined = len(ends) > 1

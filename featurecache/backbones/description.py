@@ -9,12 +9,7 @@ from typing import Any
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.cutting import CutInfo, valid_cuts
 from featurecache.backbones.dry_run import dry_run
-from featurecache.backbones.inspection import (
-    NodeInfo,
-    bytes_per_sample,
-    list_nodes,
-    suggested_taps,
-)
+from featurecache.backbones.inspection import NodeInfo, bytes_per_sample, list_nodes, suggested_taps
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import resolve_taps, with_default_warning

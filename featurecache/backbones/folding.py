@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.hooks import RemovableHandle
 
 from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
 from featurecache.backbones.dry_run import INPUT_OF, example_inputs
@@ -75,21 +75,16 @@ def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
         elif inputs and id(inputs[0]) in outputs:
             fed_by[module] = outputs[id(inputs[0])][0]
 
-    handles: list[RemovableHandle] = []
-    for module in backbone.module.modules():
-        kind = type(module).__name__
-        tensor = "weight" if kind in _CONVOLUTIONS else "running_mean"
-        # Its own, and no hooks: other layers may compute it anew at each call, or change what passes.
-        own = module._parameters.get(tensor, module._buffers.get(tensor))
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        if kind in _CONVOLUTIONS | _NORMS and own is not None and not hooked:
-            handles.append(module.register_forward_hook(note))
-    try:
-        with torch.inference_mode():
-            input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone, 1))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.inference_mode():
+        for module in backbone.module.modules():
+            kind = type(module).__name__
+            tensor = "weight" if kind in _CONVOLUTIONS else "running_mean"
+            # Its own, and no hooks: other layers may compute it anew at each call, or change what passes.
+            own = module._parameters.get(tensor, module._buffers.get(tensor))
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            if kind in _CONVOLUTIONS | _NORMS and own is not None and not hooked:
+                hooks.enter_context(module.register_forward_hook(note))
+        input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone, 1))
     # A convolution that feeds two norms cannot take both into its weights.
     shared = Counter(fed_by.values())
     return [

@@ -58,7 +58,11 @@ class OpenVinoRuntime:
         # One program for all lengths: one for each would hold the weights as often, and each took 0.8 s to compile.
         several = len(lengths) > 1
         self._shapes = [(len(example), length) for length in lengths] if several else [example.shape]
-        self._compiled: Any = None if path is None else _kept(path)
+        self._compiled: Any = None
+        if path is not None and (data := compiled_networks.read(path)) is not None:
+            # A file that was cut off, say; whatever it is, it is compiled anew.
+            with suppress(RuntimeError):
+                self._compiled = openvino.Core().import_model(io.BytesIO(data), "CPU", _CONFIG)
         if self._compiled is None:
             shape = [len(example), -1] if several else list(example.shape)
             model = _convert_quickly(module, example, shape)
@@ -123,16 +127,6 @@ def processor() -> str:
     return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {able_to}"
 
 
-def _kept(path: Path) -> Any:
-    """Open a compiled network; None where there is none, or it cannot be opened."""
-    if (data := compiled_networks.read(path)) is None:
-        return None
-    # A file that was cut off, say; whatever it is, it is compiled anew.
-    with suppress(RuntimeError):
-        return openvino.Core().import_model(io.BytesIO(data), "CPU", _CONFIG)
-    return None
-
-
 def _convert_quickly(module: Normalized, batch: np.ndarray, shape: list[int]) -> Any:
     """Convert by a trace of few inputs, as that runs the network a dozen times; ``None`` if it keeps their number."""
     try:
@@ -153,9 +147,8 @@ def _convert(module: Normalized, batch: np.ndarray, shape: list[int], *, num_exa
         outputs: tuple[Tensor, ...] = module(batch_BX)
         return outputs
 
-    with warnings.catch_warnings(), torch.no_grad(), without_telemetry(), logging_kept():
+    with warnings.catch_warnings(action="ignore"), torch.no_grad(), without_telemetry(), logging_kept():
         # Tracing warns about every branch on a shape; the comparison with the reference is the answer to that.
-        warnings.simplefilter("ignore")
         # Traced here, because the converter would trace twice and compare, which takes longer than all the rest.
         traced = torch.jit.trace(forward, example, check_trace=False, strict=False)
         return openvino.convert_model(traced, example_input=example, input=[shape])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from featurecache.errors import BackboneError, ReportWarning
+from featurecache.hashing import digest_json
 from featurecache.specs import AnyPreprocess
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Provided:
     license: str | None = None
     weights_source: str = "none"
     """Where the provider's own weights came from."""
+    own_file: Path | None = None
+    """The file of the provider's own weights, where it is still to be loaded as any other."""
     rename_key: Callable[[str], str] | None = None
     """How parameter names of older weights files read today; ``None``: as they are."""
     load_file: Callable[[Checkpoint], nn.Module] | None = None
@@ -194,3 +197,35 @@ class PinnedProvider(Provider):
     def reproducible(self, name: str) -> bool:
         """Tell that name, versions and weights file say everything about the network."""
         return True
+
+
+class WeightlessProvider(PinnedProvider):
+    """Builds networks that compute their features by a rule.
+
+    Attributes
+    ----------
+    kind : str
+        Name of the rule.
+    settings : mapping
+        Numbers in it that the features depend on.
+    """
+
+    kind: ClassVar[str]
+    settings: ClassVar[Mapping[str, object]] = {}
+
+    def own_weights_digest(self, name: str) -> str | None:
+        """Digest the rule, as there is no file of weights."""
+        return digest_json(self.kind, 1, self.settings)
+
+    def check_pretrained(self, name: str, *, pretrained: bool) -> None:
+        """Refuse random weights and those of a file.
+
+        Parameters
+        ----------
+        name
+            Of the backbone, for the message.
+        pretrained
+            The provider's own weights are asked for, which is to say none.
+        """
+        if not pretrained:
+            raise BackboneError(f"{name} has no weights; leave --init and --weights out")

@@ -6,7 +6,6 @@ import fnmatch
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_file, digest_json
 from featurecache.plugins import load_plugin, plugin_names
 from featurecache.specs import BackboneRequest
+from featurecache.versions import installed_version
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -136,9 +136,7 @@ def load_backbone(
         # Where features or a head are reproduced, nothing of the provider's preprocess is left.
         if not set(provided.preprocess.choices()) <= named:
             raise PreprocessRefusedError(provided.refusal, provided.earlier)
-    notes = [*provided.notes]
-    if request.weights is not None:
-        notes += _load_file(provided, request, keep_classifier=keep_classifier)
+    notes = [*provided.notes, *_load_file(provided, request, keep_classifier=keep_classifier)]
     if not keep_classifier:
         _remove_output_layers(provided)
     if request.init != "random":
@@ -179,7 +177,7 @@ def request_digest(request: BackboneRequest) -> str | None:
         "place": provider.own_weights_digest(local_name) if is_path else None,
         "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
         "precision": request.precision,
-        "versions": {package: _version(package) for package in packages},
+        "versions": {package: installed_version(package) for package in packages},
     }
     return digest_json("backbone-request", 3, settings)
 
@@ -249,12 +247,15 @@ def _remove_output_layers(provided: Provided) -> None:
 
 
 def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier: bool) -> tuple[str, ...]:
+    """Load the file that is named, or the provider's own, and return what is to be noted of the former."""
+    path, key = request.weights or provided.own_file, request.weights_key
+    if path is None:
+        return ()
     from featurecache.backbones.weights.checkpoints import read_checkpoint
     from featurecache.backbones.weights.loading import file_source, load_weights, name_warnings
 
-    path, key = request.weights, request.weights_key
-    assert path is not None
-    provided.weights_source = file_source(path, key)
+    if request.weights is not None:
+        provided.weights_source = file_source(path, key)
     provided.warnings += name_warnings(path)
     checkpoint = read_checkpoint(path, key)
     if provided.load_file is not None:
@@ -268,6 +269,8 @@ def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier:
         rename_key=provided.rename_key,
         what=request.name,
     )
+    if request.weights is None:
+        return ()
     provided.warnings += loaded.warnings
     return loaded.notes
 
@@ -293,19 +296,11 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str], *,
         preprocess=preprocess,
         classifier=provided.classifiers[0] if provided.classifiers and not joined else None,
         output_layers=provided.classifiers or (),
-        default=provided.default,
-        num_prefix_tokens=provided.num_prefix_tokens,
-        has_class_token=provided.has_class_token,
-        tokenizer=provided.tokenizer,
-        token_pooling=provided.token_pooling,
         identity=identity,
-        weights_source=provided.weights_source,
         notes=tuple(notes),
-        warnings=provided.warnings,
-        earlier=provided.earlier,
         num_parameters=sum(p.numel() for p in module.parameters()),
         num_trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
-        license=provided.license,
+        **{name: getattr(provided, name) for name in _AS_PROVIDED},
     )
 
 
@@ -318,13 +313,11 @@ def _plain(value: object) -> object:
     raise RequestError(f"preprocess setting {value!r} is not a plain value")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
+# Fields of a `Backbone` that are those of `Provided`.
+_AS_PROVIDED = (
+    *("default", "num_prefix_tokens", "has_class_token", "tokenizer", "token_pooling"),
+    *("weights_source", "warnings", "earlier", "license"),
+)
 register_provider("efficientnet_lite0", EfficientNetLiteProvider())
 register_provider("all_minilm_l6_v2", MiniLmProvider())
 register_provider("torchvision:", TorchvisionProvider())

@@ -7,7 +7,7 @@ with other networks PyTorch was as quick. So ``auto`` lets both run for a moment
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
@@ -213,34 +213,38 @@ class ComparedRuntime:
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
         remaining = iter(batches)
-        batch = next(remaining, None)
-        while batch is not None:
-            if self._active is not self._reference and batch.shape not in self._compared:
-                yield self._compare(batch)
-                batch = next(remaining, None)
+        following = next(remaining, None)
+
+        def known() -> Iterator[np.ndarray]:
+            """Yield batches up to the first that has to be compared; that one is kept."""
+            nonlocal following
+            while following is not None and not self._is_new(following):
+                yield following
+                following = next(remaining, None)
+
+        while following is not None:
+            if self._is_new(following):
+                yield self._compare(following)
+                following = next(remaining, None)
             else:
-                known = _KnownShapes(batch, remaining, None if self._active is self._reference else self._compared)
-                yield from self._active.map(known)
-                batch = known.following
+                yield from self._active.map(known())
+
+    def _is_new(self, batch: np.ndarray) -> bool:
+        return self._active is not self._reference and batch.shape not in self._compared
 
     def _compare(self, batch: np.ndarray) -> Features:
         """Compute a batch by both, and go on with the reference where the fast one fails or differs."""
-        (expected,) = self._reference.map([batch])
-        try:
-            (found,) = self._active.map([batch])
-            problem = disagreement(found, expected)
-        except RuntimeError as error:
-            problem = f"it fails on the first batch ({first_line(error)})"
+        features, problem = _both(self._active, self._reference, batch)
         self._compared.add(batch.shape)
         if problem is None:
-            return found
+            return features
         message = f"runtime {self._what} does not agree with torch: {problem}"
         if self._required:
             raise RuntimeMismatchError(f"{message}; use runtime torch")
         _log.warning("%s; continuing with plain torch", message)
         self._active.close()
         self._use(self._reference)
-        return expected
+        return features
 
     def compare_again(self) -> None:
         """See `Runtime.compare_again`."""
@@ -250,29 +254,6 @@ class ComparedRuntime:
         """See `Runtime.close`."""
         self._active.close()
         self._reference.close()
-
-
-class _KnownShapes:
-    """A batch and those after it, up to the first of a shape that is not known; that one is kept.
-
-    Parameters
-    ----------
-    first, remaining
-        Batches.
-    shapes
-        Those that are known; ``None``: all.
-    """
-
-    def __init__(
-        self, first: np.ndarray, remaining: Iterator[np.ndarray], shapes: Collection[tuple[int, ...]] | None
-    ) -> None:
-        self.following: np.ndarray | None = first
-        self._remaining, self._shapes = remaining, shapes
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        while (batch := self.following) is not None and (self._shapes is None or batch.shape in self._shapes):
-            yield batch
-            self.following = next(self._remaining, None)
 
 
 def disagreement(features: Features, expected: Features) -> str | None:
@@ -308,14 +289,14 @@ def _folded(backbone: Backbone, taps: Sequence[Tap], device: str) -> Backbone | 
                 {name: values.cpu().numpy() for name, values in TappedBackbone(candidate, taps)(inputs).items()}
                 for candidate in (folded, backbone)
             )
+        problem = disagreement(found, expected)
     # Networks look into their own layers in many ways; those that cannot do without a norm are left as they are.
     except Exception as error:
-        _log.info("%s: batch norms are not folded (%s)", backbone.name, first_line(error))
-        return None
-    if (problem := disagreement(found, expected)) is not None:
-        _log.info("%s: batch norms are not folded (%s)", backbone.name, problem)
-        return None
-    return folded
+        problem = first_line(error)
+    if problem is None:
+        return folded
+    _log.info("%s: batch norms are not folded (%s)", backbone.name, problem)
+    return None
 
 
 def _choose(device: str, remembered: str | None) -> str:
@@ -348,7 +329,7 @@ def _prepare_openvino(
     try:
         path = path_of(backbone, taps, example, lengths, processor=processor())
         converted = OpenVinoRuntime(traced, example, lengths, path=path)
-        if len(lengths) < 2 or _agrees_at(converted, reference, _example_of(backbone, len(example), lengths[0])):
+        if len(lengths) < 2 or _both(converted, reference, _example_of(backbone, len(example), lengths[0]))[1] is None:
             return converted
         # A loop over tokens is traced with as many steps as the example has: so many tokens, or plain torch, which is
         # then faster with few.
@@ -370,14 +351,15 @@ def _rate(runtime: Runtime, example: np.ndarray) -> float:
         return 0.0
 
 
-def _agrees_at(runtime: Runtime, reference: Runtime, batch: np.ndarray) -> bool:
-    """Tell whether a runtime gives a batch the features of the reference."""
+def _both(fast: Runtime, reference: Runtime, batch: np.ndarray) -> tuple[Features, str | None]:
+    """Return the features of a batch by the fast runtime; where it fails or differs those by the reference, and why."""
     (expected,) = reference.map([batch])
     try:
-        (found,) = runtime.map([batch])
-    except RuntimeError:
-        return False
-    return disagreement(found, expected) is None
+        (found,) = fast.map([batch])
+        problem = disagreement(found, expected)
+    except RuntimeError as error:
+        return expected, f"it fails on the first batch ({first_line(error)})"
+    return (found, None) if problem is None else (expected, problem)
 
 
 def _example_of(backbone: Backbone, batch_size: int, length: int | None = None) -> np.ndarray:

@@ -83,13 +83,10 @@ def _is_stage(module: nn.Module) -> bool:
 
 def _holds_like_blocks(module: nn.Module) -> bool:
     items = list(module.children())
-    if items and all(class_name(item) == "Sequential" for item in items):
+    kinds = {class_name(item) for item in items}
+    if kinds == {"Sequential"}:
         return all(_holds_like_blocks(item) for item in items)
-    return (
-        bool(items)
-        and len({class_name(item) for item in items}) == 1
-        and all(_num_products(item) > 1 for item in items)
-    )
+    return len(kinds) == 1 and all(_num_products(item) > 1 for item in items)
 
 
 def class_name(module: nn.Module) -> str:

@@ -93,46 +93,33 @@ class TappedBackbone(nn.Module):
         # An exception ends the pass early, and no tracer could record that.
         traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
         mask_BT = None if kind.mask is None else kind.mask(inputs)
-        catch = _Catch(self.taps, mask_BT, stop_early=not traced)
-        with suppress(_DeepestTapSeen), watching(self._backbone, self._watched, catch.see):
+        features: dict[str, Tensor] = {}
+        calls_left = {tap.node: tap.num_calls for tap in self.taps}
+
+        def see(node: str, output: Any) -> None:
+            calls_left[node] -= 1
+            # Of a layer that runs several times the last call counts.
+            if calls_left[node] <= 0:
+                tensor = first_tensor(output)
+                assert tensor is not None
+                features.update({tap.name: tap.pool(tensor, mask_BT) for tap in self.taps if tap.node == node})
+            if not traced and all(left <= 0 for left in calls_left.values()):
+                raise _DeepestTapSeen
+
+        with suppress(_DeepestTapSeen), watching(self._backbone, self._watched, see):
             kind.call(self.network, inputs)
-        return {tap.name: catch.features_of(tap) for tap in self.taps}
+        for tap in self.taps:
+            if tap.name not in features:
+                raise BackboneError(
+                    f"tap {tap.name!r}: the layer ran {tap.num_calls - calls_left[tap.node]} times in this forward "
+                    f"pass instead of {tap.num_calls}: what the network runs depends on its input; tap a layer that "
+                    "always runs"
+                )
+        return {tap.name: features[tap.name] for tap in self.taps}
 
 
 class _DeepestTapSeen(Exception):
     """Ends a forward pass of which all taps have been seen."""
-
-
-class _Catch:
-    """What one forward pass has brought so far."""
-
-    def __init__(self, taps: Sequence[Tap], mask_BT: Tensor | None, *, stop_early: bool) -> None:
-        self._taps = taps
-        self._features: dict[str, Tensor] = {}
-        self._calls_left = {tap.node: tap.num_calls for tap in taps}
-        self._stop_early, self._mask_BT = stop_early, mask_BT
-
-    def see(self, node: str, output: Any) -> None:
-        """Pool the output of a node for its taps, and end the pass once nothing is missing."""
-        self._calls_left[node] -= 1
-        # Of a layer that runs several times the last call counts.
-        if self._calls_left[node] <= 0:
-            tensor = first_tensor(output)
-            assert tensor is not None
-            at_node = [tap for tap in self._taps if tap.node == node]
-            self._features |= {tap.name: tap.pool(tensor, self._mask_BT) for tap in at_node}
-        if self._stop_early and all(left <= 0 for left in self._calls_left.values()):
-            raise _DeepestTapSeen
-
-    def features_of(self, tap: Tap) -> Tensor:
-        """Return what a tap has seen."""
-        if tap.name not in self._features:
-            raise BackboneError(
-                f"tap {tap.name!r}: the layer ran {tap.num_calls - self._calls_left[tap.node]} times in this forward "
-                f"pass instead of {tap.num_calls}: what the network runs depends on its input; tap a layer that "
-                "always runs"
-            )
-        return self._features[tap.name]
 
 
 class Normalized(nn.Module):

@@ -79,18 +79,19 @@ def with_default_warning(backbone: Backbone, names: Sequence[str]) -> Backbone:
     """Return a backbone that says it if the default tap is asked for, and is not certain."""
     default, kinds = backbone.default, {warning.kind for warning in backbone.warnings}
     is_output = backbone.classifier is None and (default.doubt or default.tap != PRE_LOGITS)
-    if is_output and any(name.partition(":")[0] == PRE_LOGITS for name in names) and "default_tap" not in kinds:
+    if is_output and any(name.partition(":")[0] == PRE_LOGITS for name in names):
         text = f"pre_logits of {backbone.name} is the network's output, as no output layer was removed; "
         text += f"the default tap is {default.tap}" if default.tap is not None else "--tap takes another layer"
-        return replace(backbone, warnings=(*backbone.warnings, ReportWarning(kind="default_tap", count=1, text=text)))
-    if DEFAULT not in names or not default.doubt or default.tap is None or "default_tap" in kinds:
+        count = 1
+    elif DEFAULT in names and default.doubt and default.tap is not None:
+        others = choices(backbone)
+        text = f"the default tap of {backbone.name} is {default.tap}, which may not be what is wanted: {default.doubt}"
+        text += f"; --tap takes another: {', '.join(others)}" if others else ""
+        count = len(others)
+    else:
         return backbone
-    others = choices(backbone)
-    text = f"the default tap of {backbone.name} is {default.tap}, which may not be what is wanted: {default.doubt}" + (
-        f"; --tap takes another: {', '.join(others)}" if others else ""
-    )
-    warning = ReportWarning(kind="default_tap", count=len(others), text=text)
-    return replace(backbone, warnings=(*backbone.warnings, warning))
+    warning = ReportWarning(kind="default_tap", count=count, text=text)
+    return backbone if "default_tap" in kinds else replace(backbone, warnings=(*backbone.warnings, warning))
 
 
 def choices(backbone: Backbone) -> list[str]:

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
@@ -232,14 +232,10 @@ class TorchRuntime:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            if self._autocast is not None:
-                stack.enter_context(torch.autocast(self._device.type, dtype=self._autocast))
-            else:
-                stack.enter_context(float32_as("tf32" if self.precision == "tf32" else "ieee", self.device))
-            yield
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        if self._autocast is not None:
+            return torch.autocast(self._device.type, dtype=self._autocast)
+        return float32_as("tf32" if self.precision == "tf32" else "ieee", self.device)
 
     def _named(self, outputs: Sequence[Tensor]) -> Features:
         arrays = [output.float().contiguous().numpy() for output in outputs]

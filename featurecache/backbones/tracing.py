@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,7 +58,6 @@ class Trace:
         # Sizes are found by running it, and a norm in training mode would learn from that.
         self._whole.eval()
         (self.input,) = (node for node in self._graph.nodes if node.op == "placeholder")
-        self._sizes: dict[fx.Node, tuple[Any, Any]] | None = None
 
     def _follow(self, paths: Collection[str], *, training: bool) -> fx.Graph:
         """Trace, and find out what the network asks of sizes: how large its input is, it is to go on as for its own."""
@@ -110,7 +110,7 @@ class Trace:
             # Sizes are the one thing that may pass by the cut: the same for each image, or a multiple of the batch.
             after = _descendants(self._graph, starts)
             # A size that was made from the cut itself is computed there, and needs no constant.
-            constants = {node: sizes for node, sizes in self._find_sizes().items() if node not in after}
+            constants = {node: sizes for node, sizes in self._sizes.items() if node not in after}
         needed = _ancestors(end, starts | set(constants))
         self._check(needed - set(constants), starts, end)
         return self._build([node for node in self._graph.nodes if node in needed], starts, constants, end)
@@ -151,11 +151,10 @@ class Trace:
         graph.output(copies[end])
         return fx.GraphModule(layers, graph, class_name="Tail")
 
-    def _find_sizes(self) -> dict[fx.Node, tuple[Any, Any]]:
-        if self._sizes is None:
-            few, more = (_Sizes(self._whole, graph=self._graph).of(self._batch(count)) for count in (_FEW, _MORE))
-            self._sizes = {node: (value, more[node]) for node, value in few.items()}
-        return self._sizes
+    @cached_property
+    def _sizes(self) -> dict[fx.Node, tuple[Any, Any]]:
+        few, more = (_Sizes(self._whole, graph=self._graph).of(self._batch(count)) for count in (_FEW, _MORE))
+        return {node: (value, more[node]) for node, value in few.items()}
 
 
 class _Whole(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
@@ -189,11 +190,9 @@ def _expected(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[NDArray[An
         runtime = open_runtime(
             network, [tap], runtime="torch", device="cpu", batch_size=len(inputs), num_inputs=len(inputs)
         )
-        try:
+        with closing(runtime):
             check_features(saved, tap, runtime, network)
             (features,) = runtime.map([inputs])
-        finally:
-            runtime.close()
     stored, problems = to_stored(features[tap.name], [None] * len(inputs), saved.rounded_to)
     for problem in problems.values():
         raise problem

@@ -128,12 +128,7 @@ class LoadedHead(BaseEstimator):
                 )
             return self._head.probabilities(X.astype(np.float32))
         items = predict(
-            self.folder,
-            X,
-            backbone=self.backbone,
-            weights=self.weights,
-            layers=self.layers,
-            settings=self.settings,
+            self.folder, X, backbone=self.backbone, weights=self.weights, layers=self.layers, settings=self.settings
         )
         return np.array([self._row(item) for item in items])
 

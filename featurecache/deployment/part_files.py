@@ -91,14 +91,5 @@ def _encoded(item: Prediction) -> list[Any]:
 def _decoded(row: list[Any], classes: Sequence[str]) -> Prediction:
     path, label, probability, values, status, reason, p_value = row
     named = dict(zip(classes, values, strict=True)) if values else {}
-    is_regression = label is None
-    return Prediction(
-        path,
-        label,
-        probability,
-        {} if is_regression else named,
-        status,
-        reason,
-        named if is_regression else {},
-        p_value,
-    )
+    probabilities, numbers = ({}, named) if label is None else (named, {})
+    return Prediction(path, label, probability, probabilities, status, reason, numbers, p_value)

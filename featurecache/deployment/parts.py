@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import sleep
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -213,9 +214,7 @@ class PartsFolder:
             )
         except FileNotFoundError:
             raise PartsGoneError(self.path) from None
-        warnings = [
-            ReportWarning(**{**warning, "examples": tuple(warning["examples"])}) for warning in record["warnings"]
-        ]
+        warnings = msgspec.convert(record["warnings"], list[ReportWarning])
         return Plan(name, ListedInputs(opened, TextColumn(text, ends), record["starts"]), contents, warnings)
 
     def has_plan(self, name: str) -> bool:
@@ -225,16 +224,14 @@ class PartsFolder:
     def choice(self, key: str) -> RuntimeChoice | None:
         """Return what the first worker has chosen for all; None before that."""
         try:
-            values = read_record(self.path / f"runtime-{key}.json", "prediction_runtime")
+            record = read_record(self.path / f"runtime-{key}.json", "prediction_runtime")
         except FileNotFoundError:
             return None
-        lengths = tuple(values["lengths"])
-        return RuntimeChoice(values["runtime"], values["batch_size"], lengths, values["norms_folded"])
+        return msgspec.convert(record, RuntimeChoice)
 
     def choose(self, key: str, choice: RuntimeChoice) -> RuntimeChoice:
         """Choose for all workers, and return what holds: the first choice counts."""
-        record = {**asdict(choice), "lengths": list(choice.lengths)}
-        publish_once(self.path / f"runtime-{key}.json", encode_record("prediction_runtime", record))
+        publish_once(self.path / f"runtime-{key}.json", encode_record("prediction_runtime", asdict(choice)))
         chosen = self.choice(key)
         assert chosen is not None
         return chosen
@@ -274,12 +271,10 @@ class PartsFolder:
         out : Path
             The table.
         """
-        try:
-            values = read_record(self.path / _END, "prediction_end")
-            if values["plan"] == plan and values["table"] == _state(out):
-                return End(values["num_inputs"], values["num_bad"], values["first_bad"])
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError):
+            record = read_record(self.path / _END, "prediction_end")
+            if record["plan"] == plan and record["table"] == _state(out):
+                return msgspec.convert(record, End)
         return None
 
     def leave(self, name: str, size: int) -> None:

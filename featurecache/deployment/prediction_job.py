@@ -17,13 +17,14 @@ from featurecache.deployment.part_files import PartDraft
 from featurecache.deployment.parts import Part, PartsFolder, PartsGoneError, Plan
 from featurecache.deployment.prediction import Prediction
 from featurecache.deployment.predictor import OpenPredictor, Predictor, RuntimeChoice
-from featurecache.deployment.saved import SavedHead, open_head
+from featurecache.deployment.saved import SavedHead, network_of, open_head
 from featurecache.devices import device_kind
 from featurecache.errors import ReportWarning, RequestError
 from featurecache.extraction.loading import texts_together
 from featurecache.extraction.plan import SMALLEST_SHARD, SMALLEST_SHARD_ON_GPU
 from featurecache.hashing import digest_file, digest_json
 from featurecache.heads.bundle import JSON_NAME
+from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.outliers import LEAST_ROWS
 from featurecache.machine import at_most_cores
 from featurecache.progress import Progress, Silent
@@ -146,15 +147,12 @@ class PredictionJob:
     @cached_property
     def predictor(self) -> Predictor:
         """The head with its backbone, loaded in this process."""
-        return Predictor.load(
-            self.saved,
-            self.views,
-            self.settings,
-            backbone=self.backbone,
-            weights=self.weights,
-            weights_key=self.weights_key,
-            layers=self.layers,
-        )
+        saved, weights, key = self.saved, self.weights, self.weights_key
+        network = network_of(saved, backbone=self.backbone, weights=weights, weights_key=key, layers=self.layers)
+        if isinstance(saved.estimator, FineTuned):
+            # The device of the training may not be in this machine.
+            saved.estimator.set_params(device=str(checked_device(self.settings.device)))
+        return Predictor(saved=saved, network=network, views=self.views, settings=self.settings)
 
     @cached_property
     def asked(self) -> dict[str, object]:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -16,14 +15,12 @@ from numpy.typing import NDArray
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
-from featurecache.backbones.torch_runtime import checked_device
 from featurecache.deployment.one_network import as_one_network, can_be_one_network
 from featurecache.deployment.prediction import Prediction
-from featurecache.deployment.saved import SavedHead, network_of
+from featurecache.deployment.saved import SavedHead
 from featurecache.extraction import drift
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.pipeline import Outcome, run_chunks, to_stored
-from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.sources.inputs import Input
 from featurecache.specs import ExtractionSettings, ViewSpec, num_views
 from featurecache.store.dtypes import decode
@@ -65,39 +62,6 @@ class Predictor:
     network: Backbone
     views: ViewSpec | None
     settings: ExtractionSettings
-
-    @classmethod
-    def load(
-        cls,
-        saved: SavedHead,
-        views: ViewSpec | None,
-        settings: ExtractionSettings,
-        *,
-        backbone: str | None = None,
-        weights: str | Path | None = None,
-        weights_key: str | None = None,
-        layers: str | None = None,
-    ) -> Predictor:
-        """Make the backbone of a head again.
-
-        Parameters
-        ----------
-        saved : SavedHead
-        views : ViewSpec or None
-        settings : ExtractionSettings
-        backbone, weights, weights_key, layers
-            As for `featurecache.deployment.predict.predict`.
-
-        Raises
-        ------
-        BackboneMismatchError
-            The backbone here would give other features than those the head was trained on.
-        """
-        network = network_of(saved, backbone=backbone, weights=weights, weights_key=weights_key, layers=layers)
-        if isinstance(saved.estimator, FineTuned):
-            # The device of the training may not be in this machine.
-            saved.estimator.set_params(device=str(checked_device(settings.device)))
-        return cls(saved=saved, network=network, views=views, settings=settings)
 
     def open(self, num_inputs: int, choice: RuntimeChoice | None = None) -> OpenPredictor:
         """Prepare a runtime, and see that it makes the features which the head was trained on.

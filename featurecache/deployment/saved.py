@@ -256,8 +256,7 @@ def _try_out(saved: SavedHead) -> None:
     width = saved.estimator.n_features_in_
     if not 0 < width <= _MOST_FEATURES:
         raise ValueError(f"it wants {counted(width, 'feature')}")
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
         proba = saved.probabilities(np.ones((2, width), np.float32))
     if proba.shape != (2, len(saved.classes)) or not np.isfinite(proba).all():
         raise ValueError("its answers are no probabilities of its classes")

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
+from featurecache.deployment.transformer import features_of
 from featurecache.errors import RequestError
-from featurecache.extraction.modality import modality_of
-from featurecache.extraction.pipeline import run_pipeline, to_stored
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.heads.preparation import unit_rows
 from featurecache.sources.inputs import inputs_of
@@ -132,20 +130,7 @@ def _features_of(
         weights=weights,
     )
     inputs = [item for source in open_sources(named) for item in inputs_of(source)]
-    taps = resolve_taps(network, [feature_set.tap])
-    modality = modality_of(network.preprocess, network.tokenizer)
-    runtime = open_runtime(network, taps, runtime="torch", device="auto", num_inputs=len(inputs))
-    found: list[NDArray[np.float32]] = []
-    try:
-        with modality.undisturbed():
-            for outcome in run_pipeline(inputs, runtime, modality):
-                values, problems = to_stored(outcome.features[taps[0].name], outcome.problems, "float32")
-                # The first bad input ends it: without features there are no neighbours of it.
-                for index, problem in sorted(problems.items()):
-                    number = sum(len(before) for before in found) + index
-                    problem.add_note(f"in {inputs[number].name}; leave it out")
-                    raise problem
-                found.append(values)
-    finally:
-        runtime.close()
-    return [item.name for item in inputs], unit_rows(np.concatenate(found).astype(np.float32))
+    (tap,) = resolve_taps(network, [feature_set.tap])
+    # The first bad input ends it: without features there are no neighbours of it.
+    X = features_of(inputs, network, tap, runtime="torch", device="auto")
+    return [item.name for item in inputs], unit_rows(X)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,9 +13,10 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
-from featurecache.backbones.taps import resolve_taps
+from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.errors import RequestError
 from featurecache.extraction.extract import make_request
 from featurecache.extraction.modality import modality_of
@@ -138,28 +140,8 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = _items_of(X)
-        runtime = open_runtime(
-            self.network_,
-            [self.tap_],
-            runtime=self.runtime,
-            device=self.device,
-            batch_size=self.batch_size,
-            num_inputs=len(X),
-        )
-        modality = modality_of(self.network_.preprocess, self.network_.tokenizer)
-        # So that no samples give an array of no rows.
-        rows = [np.zeros((0, *self.tap_.shape), np.float32)]
-        try:
-            with modality.undisturbed():
-                for outcome in run_pipeline(self._inputs(X), runtime, modality):
-                    _, problems = to_stored(outcome.features[self.tap_.name], outcome.problems, "float32")
-                    for index, problem in sorted(problems.items()):
-                        problem.add_note(f"in {self._inputs(X)[sum(map(len, rows)) + index].name}; leave it out")
-                        raise problem
-                    rows.append(outcome.features[self.tap_.name])
-        finally:
-            runtime.close()
-        return np.concatenate(rows).reshape(len(X), -1)
+        how = {"runtime": self.runtime, "device": self.device, "batch_size": self.batch_size}
+        return features_of(self._inputs(X), self.network_, self.tap_, **how).reshape(len(X), -1)
 
     def _inputs(self, X: Sequence[Any]) -> Sequence[Input]:
         if self.network_.preprocess.modality == "text":
@@ -168,6 +150,31 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         # Resamples may have an image twice: each has a name of its own.
         names = [f"{index}: {item}" if isinstance(item, str | Path) else str(index) for index, item in enumerate(X)]
         return list(inputs_of(IndexedImages(X.__getitem__, names)))
+
+
+def features_of(inputs: Sequence[Input], network: Backbone, tap: Tap, **how: Any) -> NDArray[np.float32]:
+    """Return the features of inputs, one row each; the first bad input is an error.
+
+    Parameters
+    ----------
+    inputs : sequence of Input
+    network : Backbone
+    tap : Tap
+    **how
+        Options of `open_runtime`.
+    """
+    modality = modality_of(network.preprocess, network.tokenizer)
+    # So that no samples give an array of no rows.
+    rows = [np.zeros((0, *tap.shape), np.float32)]
+    runtime = open_runtime(network, [tap], num_inputs=len(inputs), **how)
+    with closing(runtime), modality.undisturbed():
+        for outcome in run_pipeline(inputs, runtime, modality):
+            values, problems = to_stored(outcome.features[tap.name], outcome.problems, "float32")
+            for index, problem in sorted(problems.items()):
+                problem.add_note(f"in {inputs[sum(map(len, rows)) + index].name}; leave it out")
+                raise problem
+            rows.append(values)
+    return np.concatenate(rows)
 
 
 def _items_of(X: Any) -> Sequence[Any]:

@@ -162,7 +162,7 @@ class KeptResults:
             test=None if result.test is None else result.test.to_json(),
         )
         with suppress(OSError):  # of a cache that may not be written, or a full disk
-            self._store.remember_search(self._key(head), body)
+            self._store.remember(self._key(head), body)
 
     def _key(self, head: NamedHead) -> str:
         measure = self._features.measure

@@ -212,7 +212,7 @@ def _results(
             steps_in=steps_in,
         ):
             if state == "computed" and search.head.name not in brought:
-                store.remember_result(search.key, row.to_json())
+                store.remember(search.key, ResultBody(row.to_json()))
             yield search, row, state
 
 

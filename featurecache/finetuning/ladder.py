@@ -21,17 +21,10 @@ from featurecache.errors import BackboneError, HeadError, ReportWarning, Request
 from featurecache.evaluation.choice_warnings import choice_warnings
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.trained_head import TrainedHead
-from featurecache.evaluation.training import TrainingReport, train_heads
+from featurecache.evaluation.training import TrainingReport
+from featurecache.finetuning import planning
 from featurecache.finetuning.factories import TAIL, layer_factory
-from featurecache.finetuning.planning import (
-    TRAINING_PASSES,
-    LadderPlan,
-    RungPlan,
-    measured_speed,
-    plan_rung,
-    seconds_of_a_flop,
-    speed_by_operations,
-)
+from featurecache.finetuning.planning import LadderPlan, RungPlan
 from featurecache.finetuning.training import LayerTraining
 from featurecache.heads.gradient.budget import TrainingBudget, TrainingCost
 from featurecache.heads.registry import LINEAR_PROBES
@@ -189,26 +182,14 @@ class _Climb:
 
     def linear_rung(self) -> tuple[TrainingReport, Rung]:
         """Fit the linear head on pooled features, and measure what predicts the rungs to come where time is limited."""
-        training, task = self.training, self.training.task
-        begun, linear = self.clock(), LINEAR_PROBES[task.kind]
-        report = train_heads(
-            training.store,
-            task,
-            [self.pooled],
-            [linear],
-            balanced=training.balanced,
-            metric=training.metric,
-            threshold=training.threshold,
-            positive=training.positive,
-            random_state=training.random_state,
-            memory=training.memory,
-        )
+        begun = self.clock()
+        report = self.training.evaluate(self.pooled, LINEAR_PROBES[self.training.task.kind])
         estimator = report.best.result.estimator
         size = estimator.coef_.size + np.size(estimator.intercept_)
         tap, num_bytes = self.pooled.tap, self.pooled.num_bytes
         self.linear_fit = self.clock() - begun
         if not math.isinf(self.deadline):
-            self.flop = seconds_of_a_flop(self.network, self.seen.flops[PRE_LOGITS], clock=self.clock)
+            self.flop = planning.seconds_of_a_flop(self.network, self.seen.flops[PRE_LOGITS], clock=self.clock)
         return report, Rung(tap=tap, num_bytes=num_bytes, head=report.best, num_trainable=size)
 
     def rung(self, feature_set: FeatureSet, plan: RungPlan, report: TrainingReport) -> Rung:
@@ -236,25 +217,21 @@ class _Climb:
     def _costs(self, feature_set: FeatureSet, plan: RungPlan) -> list[TrainingCost]:
         """Return the predicted seconds of each training: by operations where steps themselves would take too long."""
         tuning, clock = self.training.tuning, self.clock
-        speed = speed_by_operations(plan.flops, self.flop, tuning, linear_fit=self.linear_fit)
+        speed = planning.speed_by_operations(plan.flops, self.flop, tuning, linear_fit=self.linear_fit)
         costs = [speed.cost(fit, tuning) for fit in plan.fits]
         # A few steps are taken unless the rung is far from fitting, or these steps alone would be a large share of it.
         if sum(map(sum, costs)) > _ROUGHLY * self.left or _STEPS_TO_TIME * speed.step > self.left / _ROUGHLY:
             return costs
         factory = layer_factory(TAIL, feature_set.tap, feature_set.activation_shape, self.network)
-        speed = measured_speed(factory, feature_set, tuning, clock=clock, linear_fit=self.linear_fit)
+        speed = planning.measured_speed(factory, feature_set, tuning, clock=clock, linear_fit=self.linear_fit)
         # What an operation takes here predicts the next depth better than a forward pass of the whole network.
         if plan.flops:
-            self.flop = speed.step / (tuning.batch_size * TRAINING_PASSES) / plan.flops
+            self.flop = speed.step / (tuning.batch_size * planning.TRAINING_PASSES) / plan.flops
         return [speed.cost(fit, tuning) for fit in plan.fits]
 
 
 def shallowest_unless_better(
-    num_rungs: int,
-    compare: Callable[[int, int], Comparison | None],
-    *,
-    num_settings: int = 1,
-    level: float = LEVEL,
+    num_rungs: int, compare: Callable[[int, int], Comparison | None], *, num_settings: int = 1, level: float = LEVEL
 ) -> int:
     """Return the number of a rung, the shallowest being 0.
 
@@ -284,9 +261,7 @@ def _choose(report: TrainingReport, rungs: list[Rung], num_settings: int) -> Non
     """Put the head of the chosen rung first in the report."""
     heads = [rung.head for rung in rungs if rung.head is not None]
     number = shallowest_unless_better(
-        len(heads),
-        lambda rung, other: report.compare(heads[rung], heads[other]),
-        num_settings=num_settings,
+        len(heads), lambda rung, other: report.compare(heads[rung], heads[other]), num_settings=num_settings
     )
     report.heads.sort(key=lambda head: head is not heads[number])  # a stable sort: the others stay by score
 
@@ -295,7 +270,7 @@ def _plan(training: LayerTraining, feature_set: FeatureSet, seen: DryRun) -> Run
     node = feature_set.tap.rpartition(":")[0]
     flops = max(seen.flops[PRE_LOGITS] - (0 if node == INPUT else seen.flops.get(node, 0)), 0)
     state = training.random_state
-    return plan_rung(training.task, feature_set, training.tuning, flops=flops, random_state=state)
+    return planning.plan_rung(training.task, feature_set, training.tuning, flops=flops, random_state=state)
 
 
 def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[FeatureSet]]:
@@ -308,15 +283,15 @@ def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[Feat
         for feature_set in sets
         if feature_set.is_pooled and (feature_set.fingerprint in networks or not networks)
     ]
-    if not pooled or not whole:
-        if pooled:
-            raise RequestError(
-                "a ladder needs whole activations: extract them (`featurecache extract --tap layer3:none`; "
-                "`featurecache inspect BACKBONE --tails` names the layers), then name them here (--from-tap "
-                "layer3:none), or train on the images too (--from-images FOLDER)"
-            )
+    if not pooled:
         raise RequestError(
             "a ladder needs pooled features to begin with; add them with `featurecache extract --tap default`"
+        )
+    if not whole:
+        raise RequestError(
+            "a ladder needs whole activations: extract them (`featurecache extract --tap layer3:none`; "
+            "`featurecache inspect BACKBONE --tails` names the layers), then name them here (--from-tap "
+            "layer3:none), or train on the images too (--from-images FOLDER)"
         )
     if others := [feature_set for feature_set in whole if feature_set.fingerprint != whole[0].fingerprint]:
         raise RequestError(

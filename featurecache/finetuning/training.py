@@ -8,6 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.errors import ReportWarning, RequestError, command_line, unique_warnings
@@ -128,25 +129,27 @@ class LayerTraining:
                 folder = self.checkpoint_folder(feature_set, head, tuning)
                 estimator.set_params(checkpoints=str(folder), **tuning.params())
                 named = NamedHead(head, estimator, tuning.grid)
-                found = train_heads(
-                    self.store,
-                    self.task,
-                    [feature_set],
-                    [named],
-                    tta=self.tta,
-                    balanced=self.balanced,
-                    metric=self.metric,
-                    threshold=self.threshold,
-                    positive=self.positive,
-                    n_jobs=1,  # layers compute on all cores
-                    memory=self.memory,
-                    random_state=self.random_state,
-                    progress=self.progress,
-                    max_numbers=_NO_LIMIT,
-                )
-                report.join(found)
+                # One at a time: layers compute on all cores.
+                options = {"tta": self.tta, "n_jobs": 1, "progress": self.progress, "max_numbers": _NO_LIMIT}
+                report.join(self.evaluate(feature_set, named, **options))
         report.warnings = unique_warnings([*report.warnings, *self._warnings(report, feature_set, head, budget)])
         return report
+
+    def evaluate(self, feature_set: FeatureSet, head: str | NamedHead, **options: Any) -> TrainingReport:
+        """Train any one head, by what all heads here have in common; ``options`` are others of `train_heads`."""
+        return train_heads(
+            self.store,
+            self.task,
+            [feature_set],
+            [head],
+            balanced=self.balanced,
+            metric=self.metric,
+            threshold=self.threshold,
+            positive=self.positive,
+            random_state=self.random_state,
+            memory=self.memory,
+            **options,
+        )
 
     def reproduce(self, feature_set: FeatureSet, *, needed_by: str) -> Backbone:
         """Load the network that made the features of a set."""

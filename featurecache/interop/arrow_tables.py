@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from featurecache.errors import MissingExtraError, RequestError
+from featurecache.errors import RequestError
+from featurecache.plugins import import_extra
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows, SampleTable
@@ -37,7 +36,7 @@ def features_schema(features: Features, task: Task | None = None) -> Any:
     RequestError
         A label or number is called as a column of ours.
     """
-    arrow = _library("pyarrow", "parquet")
+    arrow = import_extra("pyarrow", "parquet")
     fields = [("id", arrow.string()), ("name", arrow.string())]
     if task is not None:
         if task.kind == "classification":
@@ -59,9 +58,7 @@ def features_schema(features: Features, task: Task | None = None) -> Any:
     return arrow.schema([*fields, ("features", arrow.list_(arrow.float32(), size))])
 
 
-def feature_batches(
-    features: Features, samples: SampleTable, task: Task | None = None, *, rows_at_once: int = ROWS_AT_ONCE
-) -> Iterator[Any]:
+def feature_batches(features: Features, samples: SampleTable, task: Task | None = None) -> Iterator[Any]:
     """Yield record batches of all usable samples, or of those that have a target.
 
     Parameters
@@ -69,19 +66,18 @@ def feature_batches(
     features : Features
     samples : SampleTable
     task : Task, optional
-    rows_at_once : int
 
     Yields
     ------
     pyarrow.RecordBatch
         Features flattened, float32, (n, size).
     """
-    arrow, schema = _library("pyarrow", "parquet"), features_schema(features, task)
+    arrow, schema = import_extra("pyarrow", "parquet"), features_schema(features, task)
     rows = features.rows if task is None else np.sort(samples.rows_of(task.ids))
     # Bad inputs have no features, and samples of a task may not be cached.
     rows = rows[features.usable(rows)]
-    for start in range(0, len(rows), rows_at_once):
-        some = rows[start : start + rows_at_once]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
         columns = _columns(some, samples, task)
         values = features.read(some).astype(np.float32).reshape(len(some), -1)
         stored = arrow.FixedSizeListArray.from_arrays(arrow.array(values.ravel()), values.shape[1])
@@ -93,13 +89,13 @@ def to_arrow(features: Features, samples: SampleTable, task: Task | None = None)
     """Return a table of features; see `feature_batches`."""
     # With the schema: of no samples there is no batch to take it from.
     schema = features_schema(features, task)
-    table = _library("pyarrow", "parquet").Table
+    table = import_extra("pyarrow", "parquet").Table
     return table.from_batches(list(feature_batches(features, samples, task)), schema=schema)
 
 
 def to_pandas(features: Features, samples: SampleTable, task: Task | None = None) -> Any:
     """Return a data frame with a column for each feature, ``f0``, ``f1``, ..., after ids, names and targets."""
-    pandas = _library("pandas", "parquet")
+    pandas = import_extra("pandas", "parquet")
     table = to_arrow(features, samples, task)
     values = np.asarray(table["features"].combine_chunks().flatten()).reshape(table.num_rows, -1)
     # Apart from the rest: a list for each row would be an object for each row.
@@ -110,7 +106,7 @@ def to_pandas(features: Features, samples: SampleTable, task: Task | None = None
 
 def to_hugging_face(features: Features, samples: SampleTable, task: Task | None = None) -> Any:
     """Return a data set of the library ``datasets``; the extra ``datasets``."""
-    datasets = _library("datasets", "datasets")
+    datasets = import_extra("datasets", "datasets")
     return datasets.Dataset(to_arrow(features, samples, task))
 
 
@@ -137,9 +133,3 @@ def _columns(rows: Rows, samples: SampleTable, task: Task | None) -> dict[str, A
     if task.domains is not None:
         columns["domain"] = [task.domain_names[number] for number in task.domains[index].tolist()]
     return columns
-
-
-def _library(name: str, extra: str) -> Any:
-    if find_spec(name) is None:
-        raise MissingExtraError(name, extra)
-    return import_module(name)

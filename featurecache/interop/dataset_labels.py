@@ -45,10 +45,7 @@ def labels_from_dataset(dataset: Any, *, root: str | Path | None = None, merge_s
     if not found:
         raise TaskError("the data set has no labelled samples")
     return TableLabels(
-        labels=tuple(found),
-        origin=f"a data set ({type(dataset).__name__})",
-        root=root,
-        merge_spellings=merge_spellings,
+        labels=tuple(found), origin=f"a data set ({type(dataset).__name__})", root=root, merge_spellings=merge_spellings
     )
 
 

@@ -80,21 +80,12 @@ class FeatureStream(_Rows, IterableDataset[Item]):
         None: in the order of the rows.
     """
 
-    def __init__(
-        self,
-        store: Path,
-        folder: PurePosixPath,
-        rows: NDArray[np.int64],
-        y: NDArray[Any] | None,
-        *,
-        seed: int | None = 0,
-        block: int = BLOCK,
-    ) -> None:
-        super().__init__(store, folder, rows, y)
-        self.seed, self._block = seed, block
+    def __init__(self, *rows: Any, seed: int | None = 0) -> None:
+        super().__init__(*rows)
+        self.seed = seed
 
     def __iter__(self) -> Iterator[Item]:
-        starts = np.arange(0, len(self), self._block)
+        starts = np.arange(0, len(self), BLOCK)
         generator = None if self.seed is None else np.random.default_rng(self.seed)
         if generator is not None:
             # Every worker shuffles the same list by the same seed, so that their shares of it are disjoint.
@@ -103,7 +94,7 @@ class FeatureStream(_Rows, IterableDataset[Item]):
         if worker is not None:
             starts = starts[worker.id :: worker.num_workers]
         for start in starts.tolist():
-            index = np.arange(start, min(start + self._block, len(self)))
+            index = np.arange(start, min(start + BLOCK, len(self)))
             X, y = self._read(index)
             order = range(len(index))
             if generator is not None:

@@ -73,16 +73,9 @@ class Input:
         return data
 
 
-def inputs_of(source: Source, *, prefix: str | None = None) -> Iterator[Input]:
-    """Yield every sample of a source, in the order in which it lists them.
-
-    Parameters
-    ----------
-    source : Source
-    prefix : str, optional
-        What stands in front of each name when people read it; the source's own when left out.
-    """
-    prefix = str(getattr(source, "prefix", "")) if prefix is None else prefix
+def inputs_of(source: Source) -> Iterator[Input]:
+    """Yield every sample of a source, in the order in which it lists them."""
+    prefix = str(getattr(source, "prefix", ""))
     for unit in source.units():
         for entry in source.list(unit):
             yield Input(source, entry.name, prefix=prefix)

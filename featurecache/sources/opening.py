@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from featurecache import tables
 from featurecache.errors import RequestError, SourceError, UnknownNameError, shortened
 from featurecache.plugins import load_named
 from featurecache.sources.datasets import dataset_source, is_dataset, is_hugging_face
@@ -28,18 +30,6 @@ from featurecache.sources.source import Source
 from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
-from featurecache.tables import (
-    Row,
-    TableError,
-    columns_of_files,
-    field_of,
-    first_line_is_row,
-    is_table_name,
-    open_table,
-    plain_name,
-    sample_columns,
-    to_bytes,
-)
 
 GROUP = "featurecache.sources"
 OWN: dict[str, Callable[..., Source]] = {
@@ -114,48 +104,49 @@ def source_spec(
     SourceError
         A file where a folder is wanted.
     """
-    columns = {"id_column": id_column, "text_column": text_column}
+    text, limit, form = str(path), {"max_bytes": max_bytes}, dict[str, Any]()
     # Left out at their usual values: a source of another distribution need not know them.
-    form: tuple[tuple[str, Any], ...] = () if delimiter is None else (("delimiter", delimiter),)
-    form += () if has_header else (("has_header", False),)
-    options = tuple((name, column) for name, column in columns.items() if column is not None)
-    limit, text = (("max_bytes", max_bytes),), str(path)
+    form |= {} if delimiter is None else {"delimiter": delimiter}
+    form |= {} if has_header else {"has_header": False}
+    columns = {"id_column": id_column, "text_column": text_column}
+    of_texts = {name: column for name, column in columns.items() if column is not None}
+    of_paths = {"allow_local_urls": allow_local_urls, **form, **limit}
+
+    def spec(kind: str, url: str = text, /, **options: Any) -> SourceSpec:
+        return SourceSpec(kind, url, tuple(sorted(options.items())))
+
     # Of a URL, options of a table go to the source of its scheme.
     if text_column is not None and "://" not in text:
-        return SourceSpec("text_table", text, tuple(sorted([*options, *form])))
+        return spec("text_table", **of_texts, **form)
     if id_column is not None and "://" not in text:
         raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
     if path_column is not None:
-        return SourceSpec(
-            "path_table", text, (("allow_local_urls", allow_local_urls), *form, *limit, ("path_column", path_column))
-        )
+        return spec("path_table", path_column=path_column, **of_paths)
     if text.lower().endswith(TAR_SUFFIXES):
-        return SourceSpec("tars", text, limit)
+        return spec("tars", **limit)
     # A path may hold a colon, but hardly this.
     kind, scheme, _ = text.partition("://")
     if is_remote(text) and kind not in OWN:
-        return SourceSpec("remote_folder", text, limit)
+        return spec("remote_folder", **limit)
     if scheme:
-        return SourceSpec(kind, text, options)
+        return spec(kind, **of_texts)
     if Path(path).is_file():
         if text.lower().endswith(".zip"):
-            return SourceSpec("remote_folder", f"zip://::{Path(path).absolute()}", limit)
+            return spec("remote_folder", f"zip://::{Path(path).absolute()}", **limit)
         if text.lower().endswith(_HDF5):
-            return SourceSpec("h5", f"h5://{text}")
+            return spec("h5", f"h5://{text}")
         column, is_header = _known_column(Path(path), delimiter=delimiter, has_header=has_header)
         if column is not None:
-            form += (("has_header", False),) if has_header and not is_header else ()
-            return SourceSpec(
-                "path_table", text, (("allow_local_urls", allow_local_urls), *form, *limit, ("path_column", column))
+            return spec(
+                "path_table", path_column=column, **(of_paths if is_header else of_paths | {"has_header": False})
             )
-        raise SourceError(f"{path} is {_what_it_is(Path(path), delimiter=delimiter, has_header=has_header)}")
-    return SourceSpec("folder", text, limit)
+        raise SourceError(f"{path} is {_what_it_is(Path(path), **form)}")
+    return spec("folder", **limit)
 
 
 def open_spec(spec: SourceSpec) -> Source:
     """Open the source that a spec names."""
-    source: Source = load_named("kind of source", spec.kind, OWN, group=GROUP)(spec.url, **dict(spec.options))
-    return source
+    return load_named("kind of source", spec.kind, OWN, group=GROUP)(spec.url, **dict(spec.options))
 
 
 def table_options(source: Source) -> tuple[str, ...]:
@@ -251,22 +242,22 @@ def _frame_source(frame: Any, key: str, text_column: str | None, id_column: str 
         for option, column in (("text_column", text_column), ("id_column", id_column)):
             if column is not None and column not in columns:
                 raise RequestError(str(UnknownNameError("column", column, columns, advice=f"choose one with {option}")))
-        texts = [field_of(text) or "" for text in frame[text_column]]
+        texts = [tables.field_of(text) or "" for text in frame[text_column]]
         # As `TextTable` names rows, so that both list the same.
         names = [f"row {number:09d}" for number in range(1, len(texts) + 1)]
         names = names if id_column is None else [str(name) for name in frame[id_column]]
-        samples = dict(zip(names, map(to_bytes, texts), strict=True))
+        samples = dict(zip(names, map(tables.to_bytes, texts), strict=True))
         if len(samples) < len(texts):
             raise RequestError(f"the column {id_column!r} names a row twice; give each its own name")
         return InMemory(samples, "text", key)
-    if not (known := sample_columns(columns)):
+    if not (known := tables.sample_columns(columns)):
         cells = {
-            str(name): map(field_of, list(frame[name])[:_SAMPLE])
+            str(name): map(tables.field_of, list(frame[name])[:_SAMPLE])
             for name in frame.columns
             if columns.count(str(name)) == 1
         }
-        rows: list[Row] = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
-        of_files = columns_of_files(list(cells), rows)
+        rows: list[tables.Row] = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        of_files = tables.columns_of_files(list(cells), rows)
         known = of_files if len(of_files) == 1 else []
     if not known:
         raise RequestError(
@@ -303,28 +294,27 @@ def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> tup
 
     No column is returned of other files. A first line that names a file is a row, whether a header was said or not.
     """
-    if not is_table_name(path):
+    if not tables.is_table_name(path):
         return None, has_header
     try:
-        with open_table(path, delimiter=delimiter, has_header=has_header) as table:
+        with tables.open_table(path, delimiter=delimiter, has_header=has_header) as table:
             # A column of ids names images too, but no files.
-            known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
-            of_files = columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
-    except TableError:
+            known = [
+                name for name in tables.sample_columns(table.columns) if not tables.plain_name(name).endswith("id")
+            ]
+            of_files = tables.columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
+    except tables.TableError:
         return None, has_header
-    if has_header and first_line_is_row(table.columns) and table.format is not None:
+    if has_header and tables.first_line_is_row(table.columns) and table.format is not None:
         return _known_column(path, delimiter=delimiter, has_header=False)
     return known[0] if known else of_files[0] if len(of_files) == 1 else None, has_header
 
 
-def _what_it_is(path: Path, *, delimiter: str | None, has_header: bool) -> str:
+def _what_it_is(path: Path, **form: Any) -> str:
     """Say what a file is where a folder of images or a table with its column of texts was wanted."""
-    if is_table_name(path):
-        try:
-            with open_table(path, raw=True, delimiter=delimiter, has_header=has_header) as table:
-                columns = shortened(", ".join(table.columns))
+    if tables.is_table_name(path):
+        with suppress(tables.TableError), tables.open_table(path, raw=True, **form) as table:
+            columns = shortened(", ".join(table.columns))
             advice = "name the one that holds the texts with --text-column, or paths with --path-column"
             return f"a table with the columns {columns}; {advice}"
-        except TableError:
-            pass
     return "a file; name the folder that holds the images, or add --text-column NAME if it is a table of texts"

@@ -58,19 +58,11 @@ class RemoteFiles:
         self.url = url
         archive = Path(url.rpartition("::")[2])
         self._archive = archive if "::" in url and archive.is_file() else None
+        self.is_local = self._archive is not None
+        """It is an archive on this machine."""
         self._lock = threading.Lock()
         self._head: tuple[tuple[str, Stamp], bytes] | None = None
         self._open()
-
-    @property
-    def root(self) -> str:
-        """The path of the URL on its file system."""
-        return self._root
-
-    @property
-    def is_local(self) -> bool:
-        """It is an archive on this machine."""
-        return self._archive is not None
 
     def refresh(self) -> bool:
         """Open it anew where that is needed, and tell whether an archive was replaced: it is held open until then."""
@@ -92,8 +84,7 @@ class RemoteFiles:
         OSError
             What went wrong, in a few words: each file system has errors of its own.
         """
-        found: dict[str, Any] = self._ask("info", path)
-        return found
+        return self._ask("info", path)
 
     def cat(self, path: str, *, size: int, start: int | None = None) -> bytes:
         """Return the bytes of an object, or ``size`` bytes from ``start``; raises as `info`."""
@@ -103,17 +94,15 @@ class RemoteFiles:
     def find(self) -> dict[str, dict[str, Any]]:
         """Return all objects below the URL with what is said of them; raises as `info`."""
         # No deadline: millions of objects take as long as they take.
-        found: dict[str, dict[str, Any]] = self._ask("find", self._root, seconds=None, detail=True)
-        return found
+        return self._ask("find", self.root, seconds=None, detail=True)
 
     def glob(self) -> list[str]:
         """Return the URLs of the objects that fit the pattern of this one; raises as `info`."""
-        return [self._files.unstrip_protocol(path) for path in self._ask("glob", self._root, seconds=None)]
+        return [self._files.unstrip_protocol(path) for path in self._ask("glob", self.root, seconds=None)]
 
     def path_of(self, url: str) -> str:
         """Return the path of another URL of the same file system."""
-        path: str = self._files._strip_protocol(url)  # as `url_to_fs` does it; there is no public name
-        return path
+        return self._files._strip_protocol(url)  # as `url_to_fs` does it; there is no public name
 
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
@@ -129,7 +118,8 @@ class RemoteFiles:
 
     def _open(self) -> None:
         state = self._state()
-        self._files, self._root = open_file_system(self.url)
+        # `root` is the path of the URL on its file system.
+        self._files, self.root = open_file_system(self.url)
         self._opened_as = state
 
     def _state(self) -> tuple[int, Stamp | None]:

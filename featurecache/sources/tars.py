@@ -15,7 +15,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
@@ -123,10 +123,7 @@ class Tars:
                 raise SourceError(f"{unit.name} holds {member.name!r} twice; give each sample its own name")
             members[name] = _Member(member.offset_data, member.size, self._keep(member, content))
             # The first number of a stamp is the size of the sample; what else changes with it is the tar's.
-            if stamp is None:
-                yield Entry(name, None)
-            else:
-                yield Entry(name, (member.size, *stamp[1:]))
+            yield Entry(name, None if stamp is None else (member.size, *stamp[1:]))
         self._ignored[unit.name] = counter
         self._remember(unit, members)
 
@@ -323,13 +320,9 @@ def _is_image(name: str) -> bool:
 
 def _label_in(suffix: str, data: bytes) -> str | None:
     text = data.decode("utf-8", "replace").strip()
-    if suffix in _LABEL_SUFFIXES:
-        return text or None
     if suffix == ".json":
-        try:
+        with suppress(ValueError):
             document: Any = json.loads(text)
-        except ValueError:
-            return None
-        found = document.get("label") if isinstance(document, dict) else None
-        return None if found is None else str(found)
-    return None
+            found = document.get("label") if isinstance(document, dict) else None
+            return None if found is None else str(found)
+    return text or None if suffix in _LABEL_SUFFIXES else None

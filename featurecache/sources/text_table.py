@@ -73,8 +73,7 @@ class TextTable(SingleUnit):
         """
         if (index := self._index_of.get(name)) is None:
             raise InputError("missing", f"{self.path} has no row {name!r}")
-        texts = self._rows[1]
-        return texts.text[int(texts.starts[index]) : int(texts.starts[index + 1])].tobytes()
+        return self._rows[1].bytes_at(index)
 
     @cached_property
     def _index_of(self) -> dict[str, int]:

@@ -100,10 +100,8 @@ class ConstantFinder:
         if not len(channels):
             return []
         breaks = np.flatnonzero((np.diff(channels) != 1) | (np.diff(values) != 0)) + 1
-        starts, stops = [0, *breaks.tolist()], [*breaks.tolist(), len(channels)]
-        runs = [
-            [int(channels[a]), int(channels[b - 1]) + 1, float(values[a])] for a, b in zip(starts, stops, strict=True)
-        ]
+        pieces = np.split(np.arange(len(channels)), breaks)
+        runs = [[int(channels[p[0]]), int(channels[p[-1]]) + 1, float(values[p[0]])] for p in pieces]
         return runs[:_MOST_RUNS]
 
 

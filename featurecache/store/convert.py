@@ -60,21 +60,16 @@ def convert_features(
         while len(missing := rows[~is_among(rows, there)]):
             if _convert_rows(source, features, commit, missing, target):
                 break
-            there = _rows_by_now(target, missing)  # another writer was faster
+            # Another writer was faster, and must have added the row that names the commit.
+            there = target.open().rows
+            if missing[0] not in there:
+                raise CorruptError(
+                    f"{target.folder.path}: commit {missing[0]:012d} does not hold the row that it is named after; run "
+                    "`featurecache verify`"
+                )
         if on_shard:
             on_shard(number, len(features.commits))
     return target
-
-
-def _rows_by_now(target: FeatureSet, missing: Rows) -> Rows:
-    """See what other writers have added, which must include the row that names the commit."""
-    rows = target.open().rows
-    if missing[0] not in rows:
-        raise CorruptError(
-            f"{target.folder.path}: commit {missing[0]:012d} does not hold the row that it is named after; run "
-            "`featurecache verify`"
-        )
-    return rows
 
 
 def _convert_rows(source: FeatureSet, features: Features, commit: Commit, rows: Rows, target: FeatureSet) -> bool:
@@ -97,16 +92,13 @@ def _convert_rows(source: FeatureSet, features: Features, commit: Commit, rows: 
     error = measure_error(values, arrays, against=features.dtype, views=views)
     finder = ConstantFinder(views)
     finder.add(read_back(arrays)[finite_rows(values)])
-    constant = finder.runs()
     # The ids that the shard itself holds; they are compared with the sample table when the copy is opened.
     arrays["id"] = ("uint8", source.folder.open(commit).read("id")[index])
-    body = {
-        **{name: value for name, value in body.items() if name != "constant"},
-        **({} if constant is None else {"constant": constant}),
-        "bad": sorted(bad),
-        "precision": msgspec.to_builtins(_whole_error(error, commit.body.get("precision"))),
-        "converted_from": features.dtype,
-    }
+    precision = _whole_error(error, body.pop("precision", None))
+    body |= {"bad": sorted(bad), "precision": msgspec.to_builtins(precision), "converted_from": features.dtype}
+    body.pop("constant", None)
+    if (constant := finder.runs()) is not None:
+        body["constant"] = constant
     return target.folder.publish(f"{rows[0]:012d}", arrays, body, kind="features")
 
 
@@ -115,14 +107,8 @@ def _whole_error(error: Precision, recorded: object) -> Precision:
     if error.against == "float32" or recorded is None:
         return error
     before = msgspec.convert(recorded, Precision)
-    spread = error.relative_to_spread
-    if spread is not None and before.relative_to_spread is not None:
-        spread = float(f"{spread + before.relative_to_spread:.3g}")
-    return Precision(
-        against=before.against,
-        rows=error.rows,
-        relative_rms=float(f"{error.relative_rms + before.relative_rms:.3g}"),
-        relative_largest=float(f"{error.relative_largest + before.relative_largest:.3g}"),
-        bound=True,
-        relative_to_spread=spread,
-    )
+    sums = {}
+    for name in ("relative_rms", "relative_largest", "relative_to_spread"):
+        mine, earlier = getattr(error, name), getattr(before, name)
+        sums[name] = mine if mine is None or earlier is None else float(f"{mine + earlier:.3g}")
+    return msgspec.structs.replace(error, against=before.against, bound=True, **sums)

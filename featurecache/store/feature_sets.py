@@ -15,19 +15,13 @@ from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_
 from featurecache.errors import CorruptError, ReportWarning, UnknownNameError, command_line, nearest_layers
 from featurecache.records import encode_record, read_record
 from featurecache.specs import FeatureIdentity, check_takes_views
+from featurecache.store import schemas
 from featurecache.store.dtypes import DIGITS, STORED
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.listings import Listings
 from featurecache.store.samples import SampleTable
-from featurecache.store.schemas import (
-    BackboneAbout,
-    ReferenceBody,
-    SpecBody,
-    WarningBody,
-    checked_body,
-    features_schema,
-)
+from featurecache.store.schemas import BackboneAbout, checked_body, features_schema
 from featurecache.wording import counted
 
 
@@ -93,7 +87,7 @@ class FeatureSet:
         if not path.is_file():
             return None
         record = read_record(path, "probe")
-        if self.tap not in checked_body(record, ReferenceBody, str(path)).features:
+        if self.tap not in checked_body(record, schemas.ReferenceBody, str(path)).features:
             raise CorruptError(f"{path} says nothing of tap {self.tap!r}; remove it")
         return record
 
@@ -162,7 +156,7 @@ def folder_of_tap(tap: str) -> str:
 
 
 def _read_warning(path: Path) -> ReportWarning:
-    found = checked_body(read_record(path, "warning"), WarningBody, str(path))
+    found = checked_body(read_record(path, "warning"), schemas.WarningBody, str(path))
     if found.kind != path.stem:
         raise CorruptError(f"{path} holds a warning of kind {found.kind!r}; remove it")
     return ReportWarning(kind=found.kind, count=found.count, text=found.text, examples=tuple(found.examples))
@@ -265,7 +259,7 @@ def pooled_if_any(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
 
 def read_spec(spec: Path) -> tuple[FeatureIdentity, BackboneAbout]:
     """Read how the features in a folder were made, and what `info` shows besides."""
-    body = checked_body(read_record(spec, "spec"), SpecBody, str(spec))
+    body = checked_body(read_record(spec, "spec"), schemas.SpecBody, str(spec))
     try:
         identity = FeatureIdentity.from_json(body.identity)
     except (KeyError, TypeError, ValueError) as error:

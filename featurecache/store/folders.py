@@ -34,21 +34,14 @@ def find_strange(root: Path) -> Iterator[tuple[Path, str]]:
         if depth > _DEEPEST:
             yield folder, "lies deeper than anything in a cache"
             continue
-        for entry in _entries(folder):
-            if entry.is_symlink():
-                yield Path(entry.path), "is a symbolic link; a cache never contains links"
-            elif entry.is_dir(follow_symlinks=False):
-                pending.append((Path(entry.path), depth + 1))
-            elif not entry.is_file(follow_symlinks=False):
-                yield Path(entry.path), "is neither a file nor a folder"
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:  # another process has just removed it
-        return []
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:  # else it has just been removed
+            for entry in entries:
+                if entry.is_symlink():
+                    yield Path(entry.path), "is a symbolic link; a cache never contains links"
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append((Path(entry.path), depth + 1))
+                elif not entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path), "is neither a file nor a folder"
 
 
 # Compared by identity: a schema holds dicts, which have no hash.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +58,10 @@ class RowGatherer:
         lowest = int(mapped.min())
         step = math.gcd(row_bytes, int(np.gcd.reduce(mapped - lowest)))
         steps = (self._addresses - lowest)[shards] // step + local * (row_bytes // step)
-        # What lies between the shards is part of this array, and is never indexed.
-        rows = np.asarray(_Memory(lowest, int(steps.max()) + 1, step, row_bytes))
-        return rows[steps].view(stored).reshape(len(local), *sample_shape)
+        # Rows of bytes that begin at every step of an address. What lies between the shards is never indexed.
+        about = {"data": (lowest, True), "shape": (int(steps.max()) + 1,), "strides": (step,)}  # read-only
+        memory = SimpleNamespace(__array_interface__={"version": 3, "typestr": f"|V{row_bytes}", **about})
+        return np.asarray(memory)[steps].view(stored).reshape(len(local), *sample_shape)
 
     def _check(self, shards: Rows, local: Rows) -> None:
         """Map the shards, and check the blocks under the rows that were not checked before."""
@@ -70,28 +71,10 @@ class RowGatherer:
             self._addresses[number], self._is_checked[number] = shard.check_rows(self._name, local[fresh[mine]])
 
 
-class _Memory:
-    """Rows of bytes that begin at every step of an address; numpy reads ``__array_interface__``."""
-
-    def __init__(self, address: int, count: int, step: int, row_bytes: int) -> None:
-        self.__array_interface__: dict[str, Any] = {
-            "version": 3,
-            "data": (address, True),  # read-only
-            "typestr": f"|V{row_bytes}",
-            "shape": (count,),
-            "strides": (step,),
-        }
-
-
 def by_shard(shards: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield each shard that occurs, and where."""
-    if len(shards) == 0:
-        return
     # Stable: rows of a shard stay in the order in which they are asked for.
     order = np.argsort(shards, kind="stable")
-    numbers = shards[order]
-    ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    start = 0
-    for end in ends:
-        yield int(numbers[start]), order[start:end]
-        start = end
+    for mine in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+        if len(mine):  # of no rows there is one empty piece
+            yield int(shards[mine[0]]), mine

@@ -87,14 +87,9 @@ def _collect(path: Path, root: Path, limit: float, garbage: Garbage) -> None:
         return
     garbage.leftovers.append(str(path.relative_to(root)))
     garbage.num_bytes += sum(status.st_size for status in statuses)
-    if garbage.removed:
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
+    if garbage.removed and path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    elif garbage.removed:
         path.unlink(missing_ok=True)
 
 

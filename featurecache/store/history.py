@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,9 +14,11 @@ from featurecache.errors import StoreError
 from featurecache.specs import TaskKind, task_kind
 from featurecache.store.commits import Commit
 from featurecache.store.folders import ShardFolder
+from featurecache.store.labels import SPLITS
 from featurecache.store.result_schemas import HistoryBody
-from featurecache.store.samples import Ids
+from featurecache.store.samples import Ids, SampleTable, find_ids
 from featurecache.store.shards import MappedShard
+from featurecache.store.tasks import Task
 
 MAX_HISTORY = 100
 """Of a task; older ones are forgotten."""
@@ -121,3 +124,42 @@ def _read(commit: Commit, shard: MappedShard) -> PastTraining:
         predictions=arrays["predicted"],
         is_reported=arrays["reported"] != 0,
     )
+
+
+def predictions_of(training: PastTraining, task: Task, samples: SampleTable) -> list[dict[str, Any]]:
+    """Return a row for each sample that the chosen head was evaluated on; see `FeatureStore.predictions`.
+
+    Parameters
+    ----------
+    training : PastTraining
+    task : Task
+        As it is today, for the splits.
+    samples : SampleTable
+    """
+    names = samples.uris_of(samples.rows_of(training.ids))
+    # The task may have been made again: a sample that it has no longer has no split.
+    index = find_ids(training.ids, task.ids)
+    found = []
+    for k, name in enumerate(names):
+        label, prediction = (_words(values[k], training) for values in (training.targets, training.predictions))
+        found.append(
+            {
+                "name": name,
+                "label": label,
+                "prediction": prediction,
+                "right": label == prediction if training.kind == "classification" else None,
+                "split": SPLITS[int(task.splits[index[k]])] if index[k] >= 0 else None,
+                "judged": "reported" if training.is_reported[k] else "selection",
+            }
+        )
+    return found
+
+
+def _words(values: np.ndarray, training: PastTraining) -> Any:
+    classes = training.about.classes
+    if training.kind == "classification":
+        return classes[int(values[0])]
+    if training.kind == "multilabel":
+        # Targets are 0 and 1, predictions probabilities; one half divides both.
+        return ";".join(name for name, value in zip(classes, values, strict=True) if value > 0.5)
+    return {name: float(value) for name, value in zip(classes, values, strict=True)}

@@ -194,12 +194,8 @@ def _boot_id() -> str:
 
 
 def _is_running(pid: object) -> bool:
-    if not isinstance(pid, int):
-        return True
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's process, or no number of a process at all
-        return True
+        os.kill(pid, 0)  # type: ignore[arg-type]
+    except (OSError, OverflowError, TypeError) as error:  # somebody else's process, or no number of one, may run
+        return not isinstance(error, ProcessLookupError)
     return True

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
+import numpy as np
 
 from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
 from featurecache.errors import CorruptError
 from featurecache.hashing import digest_json
 from featurecache.records import encode_record, read_record
-from featurecache.store.result_schemas import ProbeBody, SearchBody
+from featurecache.store.result_schemas import ArrayBody, ProbeBody, SearchBody
 from featurecache.store.schemas import RequestBody, ResultBody, StoredType, checked_body
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -27,7 +27,7 @@ KINDS: dict[type[msgspec.Struct], tuple[str, str]] = {
 """Folder and kind of the records of each body."""
 
 _MOST_BYTES = 8 << 20
-"""Of the arrays of a search that is kept: records are read whole."""
+"""Of the arrays of what is kept: records are read whole."""
 
 _MOST_RECORDS = 1_000
 """Of searches, and of probes."""
@@ -55,6 +55,28 @@ class Notes:
             return checked_body(read_record(path, kind), body, str(path))
         except (FileNotFoundError, CorruptError):
             return None
+
+    def remember(self, digest: str, found: ResultBody | SearchBody | ProbeBody) -> None:
+        """Keep a result, or what a search or a probe found, where it is small enough for a record.
+
+        Parameters
+        ----------
+        digest : str
+            Of everything that it depends on.
+        found : ResultBody, SearchBody or ProbeBody
+        """
+        fields = (getattr(found, name) for name in found.__struct_fields__)
+        if sum(len(field.data) for field in fields if isinstance(field, ArrayBody)) > _MOST_BYTES:
+            return
+        name, kind = KINDS[type(found)]
+        folder = self.path / name
+        make_folder(folder)
+        # Parameters of heads may be numbers of numpy.
+        body = msgspec.to_builtins(found, enc_hook=np.generic.item)
+        # Not once: a damaged record is replaced by a fresh one.
+        publish_bytes(folder / f"{digest}.json", encode_record(kind, body))
+        if not isinstance(found, ResultBody):
+            _forget_oldest(folder)
 
     def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
         """Note which feature sets a request led to: an unchanged folder is then known without loading the backbone.
@@ -92,61 +114,16 @@ class Notes:
         """Return what `remember_type` kept, if anything that can be read is."""
         return self.recall(StoredType, _type_digest(fingerprint, tap))
 
-    def remember_result(self, digest: str, row: Mapping[str, Any]) -> None:
-        """Keep the scores of a head.
-
-        Parameters
-        ----------
-        digest : str
-            Of everything that the row depends on.
-        row : mapping
-            Plain finite values by column.
-        """
-        folder = self.path / "results"
-        make_folder(folder)
-        # Not once: a damaged record is replaced by a fresh one.
-        publish_bytes(folder / f"{digest}.json", encode_record("result", {"row": dict(row)}))
-
-    def remember_search(self, digest: str, found: SearchBody) -> None:
-        """Keep the result of a search, where it is small enough for a record.
-
-        Parameters
-        ----------
-        digest : str
-            Of everything that the result depends on.
-        found : SearchBody
-        """
-        arrays = (found.selection_index, found.selection_pred, found.selection_proba, found.y_pred, found.proba)
-        if sum(len(values.data) for values in arrays if values is not None) <= _MOST_BYTES:
-            folder = self.path / "searches"
-            make_folder(folder)
-            publish_bytes(folder / f"{digest}.json", encode_record("search", msgspec.to_builtins(found)))
-            self._forget_oldest(folder)
-
-    def _forget_oldest(self, folder: Path) -> None:
-        """Remove the oldest: with every new label there are others, and the old ones are hardly wanted again."""
-        records = [path for path in folder.iterdir() if not is_partial(path)]
-        if len(records) <= _MOST_RECORDS:
-            return
-        with suppress(FileNotFoundError):  # another training may be faster
-            for path in sorted(records, key=lambda path: path.stat().st_mtime_ns)[:-_MOST_RECORDS]:
-                path.unlink()
-
-    def remember_probe(self, digest: str, found: ProbeBody) -> None:
-        """Keep what a probe predicts, where it is small enough for a record.
-
-        Parameters
-        ----------
-        digest : str
-            Of everything that it depends on.
-        found : ProbeBody
-        """
-        if len(found.out_of_fold.data) + len(found.in_sample.data) <= _MOST_BYTES:
-            folder = self.path / "probes"
-            make_folder(folder)
-            publish_bytes(folder / f"{digest}.json", encode_record("probe", msgspec.to_builtins(found)))
-            self._forget_oldest(folder)
-
 
 def _type_digest(fingerprint: str, tap: str) -> str:
     return digest_json("type", 1, {"fingerprint": fingerprint, "tap": tap})
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Remove the oldest: with every new label there are others, and the old ones are hardly wanted again."""
+    records = [path for path in folder.iterdir() if not is_partial(path)]
+    if len(records) <= _MOST_RECORDS:
+        return
+    with suppress(FileNotFoundError):  # another training may be faster
+        for path in sorted(records, key=lambda path: path.stat().st_mtime_ns)[:-_MOST_RECORDS]:
+            path.unlink()

@@ -23,18 +23,14 @@ def describe_cache(store: FeatureStore) -> dict[str, Any]:
     return {
         "cache": str(store.path),
         "samples": len(store.samples),
-        "orphaned_samples": _count_orphans(store, held),
+        # A listing may be newer than a table restored from a copy.
+        "orphaned_samples": len(store.samples) - int(held.count_below([len(store.samples)])[0]),
         "sources": describe_sources(store),
         "features": [describe_features(feature_set) for feature_set in store.feature_sets()],
         "tasks": describe_tasks(store),
         "heads": store.head_names(),
         "bad": list_bad(store),
     }
-
-
-def _count_orphans(store: FeatureStore, held: RowRuns) -> int:
-    """Count the samples that no source holds any more; a listing may be newer than a table restored from a copy."""
-    return len(store.samples) - int(held.count_below([len(store.samples)])[0])
 
 
 def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
@@ -45,10 +41,7 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
     # Shards may have been made on several machines; the last stands for them.
     last = features.commits[-1]
     return {
-        "backbone": feature_set.identity.backbone,
-        "tap": feature_set.tap,
-        "dtype": feature_set.dtype,
-        "fingerprint": feature_set.fingerprint,
+        **feature_set.names,
         "rows": len(features),
         "bad": len(features.bad),
         "shape": list(features.sample_shape),
@@ -66,18 +59,13 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
 
 def describe_tasks(store: FeatureStore) -> list[dict[str, Any]]:
     """Describe every task: classes, splits, where the labels came from, and what trainings on it chose."""
-    tasks = [store.task(name) for name in store.task_names()]
-    return [
-        {
-            "task": task.name,
-            "kind": task.kind,
-            "classes": class_counts(task),
-            "counts": task.counts(),
-            "about": task.about,
-            "history": [msgspec.to_builtins(about) for about in store.history(task.name).abouts()],
-        }
-        for task in tasks
-    ]
+    histories = {name: map(msgspec.to_builtins, store.history(name).abouts()) for name in store.task_names()}
+    return [{**_of_task(store.task(name)), "history": list(history)} for name, history in histories.items()]
+
+
+def _of_task(task: Task) -> dict[str, Any]:
+    counts, classes = task.counts(), class_counts(task)
+    return {"task": task.name, "kind": task.kind, "classes": classes, "counts": counts, "about": task.about}
 
 
 def describe_task(store: FeatureStore, task: Task) -> dict[str, Any]:

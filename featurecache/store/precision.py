@@ -7,6 +7,7 @@ are zeros in float16, and features of 1000 that differ by 0.1 are all the same n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,11 +76,7 @@ def read_back(arrays: dict[str, tuple[str, Array]]) -> Array:
 
 
 def measure_error(
-    values: NDArray[np.float32],
-    arrays: dict[str, tuple[str, Array]],
-    *,
-    against: str,
-    views: ViewSpec | None = None,
+    values: NDArray[np.float32], arrays: dict[str, tuple[str, Array]], *, against: str, views: ViewSpec | None = None
 ) -> Precision:
     """Measure the error of stored features, for the record of a shard.
 
@@ -99,20 +96,14 @@ def measure_error(
     exact, error = values[good].astype(np.float64), (back[good] - values[good]).astype(np.float64)
     if not exact.size:
         return Precision(against=against, rows=0, relative_rms=0.0, relative_largest=0.0)
-    errors = {
+    errors: dict[str, Any] = {
         "relative_rms": np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(exact**2)), 1e-30),
         "relative_largest": np.abs(error).max() / max(np.abs(exact).max(), 1e-30),
     }
     if len(exact) >= FEWEST_ROWS:
         errors["relative_to_spread"] = spread_error(by_channel(exact, views), by_channel(error, views))
-    rounded = {name: float(f"{number:.3g}") for name, number in errors.items()}
-    return Precision(
-        against=against,
-        rows=int(good.sum()),
-        relative_rms=rounded["relative_rms"],
-        relative_largest=rounded["relative_largest"],
-        relative_to_spread=rounded.get("relative_to_spread"),
-    )
+    errors = {name: float(f"{number:.3g}") for name, number in errors.items()}
+    return Precision(against=against, rows=int(good.sum()), **errors)
 
 
 def spread_error(exact: NDArray[np.float64], error: NDArray[np.float64]) -> float:

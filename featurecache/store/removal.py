@@ -80,15 +80,13 @@ def remove(store: FeatureStore, kind: Kind, name: str, *, dry_run: bool = False)
 
 
 def _folders(store: FeatureStore, kind: Kind, name: str) -> list[Path]:
-    if kind == "head":
-        if not is_name(name) or name not in store.head_names():
-            raise UnknownNameError("head", name, store.head_names())
-        return [store.heads_path / name]
-    if kind == "task":
-        if not is_name(name) or name not in store.task_names():
-            raise UnknownNameError("task", name, store.task_names())
-        # What was trained on it and its history go too: another task of that name must not be compared with it.
-        return [path for path in (store.path / "tasks" / name, store.path / "history" / name) if path.is_dir()]
+    if kind != "features":
+        names = store.head_names() if kind == "head" else store.task_names()
+        if not is_name(name) or name not in names:
+            raise UnknownNameError(kind, name, names)
+        # The history of a task goes too: another task of that name must not be compared with it.
+        places = ("heads",) if kind == "head" else ("tasks", "history")
+        return [path for place in places if (path := store.path / place / name).is_dir()]
     sets = store.feature_sets()
     of_print = [found for found in sets if found.fingerprint.startswith(name)] if len(name) >= 6 else []
     if of_print:

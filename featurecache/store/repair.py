@@ -63,24 +63,20 @@ def compare_set_aside(store: FeatureStore) -> list[Recomputed]:
 
 
 def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
-    where = PurePosixPath(problem.where)
-    if where.parts[:1] == ("samples",) or where.parts[:1] == (".",):
-        return Repair(problem.where, problem.what, "restore it from a copy of the cache, or extract into a new one")
-    if where.parent.name in ("commits", "shards"):
+    where, moved = PurePosixPath(problem.where), list[Path]()
+    action = problem.advice if "repair" not in problem.advice else "extract into a new cache"
+    if where.parts[:1] in ((), ("samples",)):
+        action = "restore it from a copy of the cache, or extract into a new one"
+    elif where.parent.name in ("commits", "shards"):
         key = where.stem.partition("-")[0]
-        moved = [root / where]
-        if key.isdecimal():  # another name could be a pattern
-            moved = _files_to_move(root / where.parent.parent, key)
+        # Another name could be a pattern.
+        moved = _files_to_move(root / where.parent.parent, key) if key.isdecimal() else [root / where]
     elif where.parts[0] == "sources":
-        return Repair(problem.where, problem.what, "extract the source again, or `featurecache scan` it")
+        action = "extract the source again, or `featurecache scan` it"
     elif where.parts[0] in NOTES:
         moved = [root / where]
-    else:
-        return Repair(
-            problem.where,
-            problem.what,
-            problem.advice if "repair" not in problem.advice else "extract into a new cache",
-        )
+    if not moved:
+        return Repair(problem.where, problem.what, action)
     for path in moved:
         _set_aside(root, quarantine, path)
     again = {
@@ -186,9 +182,7 @@ def shards_set_aside(store: FeatureStore) -> list[SetAside]:
         feature_set = store.feature_set_at(where.parent.parent)
         if feature_set is None or (store.path / where).exists():
             continue
-        try:
+        with contextlib.suppress(FeatureCacheError, OSError, KeyError):  # `Recomputed` names it: unknown
             commit = feature_set.folder.read(record)  # no more rows than a shard ever holds
             lost.append(SetAside(feature_set, rows_of_commit(commit), commit.body["provenance"]))
-        except (FeatureCacheError, OSError, KeyError):
-            continue  # `Recomputed` names it: unknown
     return lost

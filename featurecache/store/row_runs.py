@@ -80,15 +80,16 @@ class RowRuns:
 
     def intersection(self, other: RowRuns) -> RowRuns:
         """Return the rows that both hold."""
-        # Between neighbouring edges of either set, a row is in a set or all of them are.
-        edges = np.unique(np.concatenate([self.starts, self.stops, other.starts, other.stops]))
-        inside = self.contains(edges[:-1]) & other.contains(edges[:-1])
-        return RowRuns.union([(edges[:-1][inside], edges[1:][inside])])
+        return self._where(other, held=True)
 
     def difference(self, other: RowRuns) -> RowRuns:
         """Return the rows that this one holds and the other does not."""
+        return self._where(other, held=False)
+
+    def _where(self, other: RowRuns, *, held: bool) -> RowRuns:
+        # Between neighbouring edges of either set, a row is in a set or all of them are.
         edges = np.unique(np.concatenate([self.starts, self.stops, other.starts, other.stops]))
-        inside = self.contains(edges[:-1]) & ~other.contains(edges[:-1])
+        inside = self.contains(edges[:-1]) & (other.contains(edges[:-1]) == held)
         return RowRuns.union([(edges[:-1][inside], edges[1:][inside])])
 
     def part(self, start: int, stop: int) -> RowRuns:

@@ -320,10 +320,7 @@ def _fits(found: tuple[int, ...], shape: Shape, lengths: dict[str, int]) -> bool
     return True
 
 
-_TEXT: Arrays = {
-    "text": (("uint8",), ("bytes",)),
-    "text_start": (("uint64",), ("n+",)),
-}
+_TEXT: Arrays = {"text": (("uint8",), ("bytes",)), "text_start": (("uint64",), ("n+",))}
 ID: tuple[tuple[str, ...], Shape] = (("uint8",), ("n", 32))
 
 # More than any folder of files holds; a length is bounded all the same before memory is reserved for it.

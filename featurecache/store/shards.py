@@ -227,8 +227,7 @@ def _reserve_array(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> 
     kind, space = h5t.py_create(np.dtype(STORED[dtype])), h5s.create_simple(shape)
     dataset = Dataset(h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
     dataset.attrs["dtype"] = np.bytes_(dtype.encode())
-    offset: int = dataset.id.get_offset()
-    return offset
+    return dataset.id.get_offset()
 
 
 def _map_file(path: Path, size: int) -> Array:

@@ -26,10 +26,7 @@ def warnings_of(feature_set: FeatureSet, rows: RowRuns | None = None) -> list[Re
         Of the samples that matter where samples are counted; by default all that any source holds.
     """
     features = feature_set.open()
-    measured = [
-        storage_warning(feature_set, features),
-        constant_warning(feature_set, features),
-    ]
+    measured = [storage_warning(feature_set, features), constant_warning(feature_set, features)]
     about_images = image_warnings(feature_set, features, rows)
     features.let_go()
     return [*feature_set.warnings(), *(warning for warning in measured if warning is not None), *about_images]

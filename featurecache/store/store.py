@@ -12,26 +12,18 @@ import msgspec
 
 from featurecache.atomic import is_partial, make_folder, publish_once
 from featurecache.display import html_table
-from featurecache.errors import (
-    CorruptError,
-    RequestError,
-    StoreError,
-    TaskError,
-    UnknownNameError,
-    command_line,
-)
+from featurecache.errors import CorruptError, RequestError, StoreError, TaskError, UnknownNameError, command_line
 from featurecache.records import encode_record
 from featurecache.specs import FeatureIdentity
 from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, prefer_wider, read_spec
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.format_file import read_format, write_format
-from featurecache.store.history import History
+from featurecache.store.history import History, predictions_of
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
 from featurecache.store.naming import check_name, is_name
 from featurecache.store.notes import Notes
-from featurecache.store.past_predictions import predictions_of
 from featurecache.store.result_schemas import HISTORY
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import SAMPLES, SOURCE, TASK, UNITS, BackboneAbout, features_schema

@@ -96,11 +96,7 @@ def _with_labels_in_train(
 
 
 def previous_splits(
-    ids: Ids,
-    previous: Task | None,
-    random_state: int,
-    classes: Sequence[str],
-    groups: NDArray[np.int32] | None,
+    ids: Ids, previous: Task | None, random_state: int, classes: Sequence[str], groups: NDArray[np.int32] | None
 ) -> NDArray[np.int64]:
     """Return the earlier split of each sample, -1 where it is new or the earlier splits were made otherwise.
 
@@ -192,12 +188,8 @@ def few_left_warnings(task: Task) -> list[ReportWarning]:
     task : Task
     """
     num_samples, num_left = len(task.ids), int((task.splits > 0).sum())
-    if (
-        task.about["splits"] != "made"
-        or task.kind == "regression"
-        or num_samples < _FEWEST
-        or num_left >= num_samples / 5
-    ):
+    is_made = task.about["splits"] == "made" and task.kind != "regression"
+    if not is_made or num_samples < _FEWEST or num_left >= num_samples / 5:
         return []
     of_each = class_counts(task)
     once = sum(count == 1 for count in of_each.values())

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.lib.recfunctions import unstructured_to_structured
 from numpy.typing import ArrayLike, NDArray
@@ -92,10 +93,7 @@ class Task:
 
     def warnings(self) -> list[ReportWarning]:
         """Return what is doubtful about the labels, as it was seen when the task was made."""
-        return [
-            ReportWarning(**{**document, "examples": tuple(document["examples"])})
-            for document in self.about.get("warnings", [])
-        ]
+        return [msgspec.convert(document, ReportWarning) for document in self.about.get("warnings", [])]
 
     def has(self, split: str) -> bool:
         """Tell whether any sample is in this split."""
@@ -244,19 +242,17 @@ def read_views(features: Features, rows: Rows, out: NDArray[np.float32] | None =
 
 def save_task(folder: ShardFolder, task: Task) -> None:
     """Publish a task; a task of the same name is replaced by the next generation."""
+    columns: dict[str, NDArray[Any] | None]
+    columns = {"id": task.ids, _ARRAY_OF[task.kind]: task.labels, "split": task.splits}
+    columns |= {"group": task.groups, "weight": task.weights, "domain": task.domains}
     arrays = {
-        "id": ("uint8", task.ids),
         # Little-endian on every machine.
-        _ARRAY_OF[task.kind]: (str(task.labels.dtype), task.labels.astype(task.labels.dtype.newbyteorder("<"))),
-        "split": ("uint8", task.splits),
+        name: (values.dtype.name, values.astype(values.dtype.newbyteorder("<"), copy=False))
+        for name, values in columns.items()
+        if values is not None
     }
-    if task.groups is not None:
-        arrays["group"] = ("int32", task.groups.astype("<i4"))
-    if task.weights is not None:
-        arrays["weight"] = ("float64", task.weights.astype("<f8"))
     body = {"classes": task.classes, "about": task.about, "kind": task.kind}
     if task.domains is not None:
-        arrays["domain"] = ("int32", task.domains.astype("<i4"))
         body["domains"] = task.domain_names
     if not folder.publish_next(arrays, body, kind="task"):
         raise TaskError(f"task {task.name!r} was written by another process at the same moment; run the command again")

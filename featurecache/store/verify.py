@@ -14,7 +14,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -124,10 +124,8 @@ def shard_folders(path: Path) -> Iterator[Path]:
 def _find_shards(store: FeatureStore) -> Iterator[tuple[ShardFolder, Commit]]:
     for folder in _folders(store):
         for record in folder.records():
-            try:
+            with suppress(FeatureCacheError, OSError):  # _check_records names it
                 yield folder, folder.read(record)
-            except (FeatureCacheError, OSError):
-                continue  # _check_records names it
 
 
 def _folders(store: FeatureStore) -> Iterator[ShardFolder]:

@@ -15,9 +15,9 @@ from conftest import COLOURS, RUNTIME, TINY, write_cache
 from torch.utils.data import DataLoader
 
 import featurecache as fc
+from featurecache import plugins
 from featurecache.cli import main
 from featurecache.errors import MissingExtraError, RequestError, StoreError, UnknownNameError
-from featurecache.interop import arrow_tables
 
 pytestmark = pytest.mark.usefixtures("few_settings")
 Call = Callable[..., tuple[int, str, str]]
@@ -134,7 +134,7 @@ def test_a_table_of_features_is_written(cache: Path, tmp_path: Path, call: Call,
 
 
 def test_what_is_not_installed_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow_tables, "find_spec", lambda name: None)
+    monkeypatch.setattr(plugins, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pyarrow is not installed"):
         fc.FeatureStore.open(cache).features().to_arrow()
 

@@ -122,9 +122,6 @@ def _input_of(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inpu
     def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
         seen.extend(value.clone() for value in args[:1] if isinstance(value, Tensor))
 
-    handle = network.get_submodule(path).register_forward_pre_hook(keep)
-    try:
+    with network.get_submodule(path).register_forward_pre_hook(keep):
         call(network, inputs.clone())
-    finally:
-        handle.remove()
     return seen[0] if len(seen) == 1 else None

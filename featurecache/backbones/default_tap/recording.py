@@ -7,8 +7,9 @@ every network that runs at all, and sees bare parameters (``x @ W.t()``) as well
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,8 +48,6 @@ class Value:
     """Tensors that do not depend on the batch and had a part in it."""
     calls: tuple[Call, ...] = ()
     """Layers that were running, the innermost last; the network itself is left out."""
-    result_index: int = 0
-    """Which of several results of one operation it is."""
     floating: bool = True
     elementwise: bool = False
     unit: bool = False
@@ -153,7 +152,7 @@ class _Recorder(TorchDispatchMode):
         self.running: list[Call] = []
         self.ended: list[Call] = []
         # What everything is made of.
-        self.source = self._make("input", inputs, (), ())
+        self.source = self._make("input", inputs)
         self._known[inputs] = _Known(self.source, _Memory())
 
     def value_of(self, tensor: Tensor) -> Value | None:
@@ -164,7 +163,7 @@ class _Recorder(TorchDispatchMode):
             return known.value
         # Somebody wrote into the memory through another view.
         sources = (written,) if known.value is None else (known.value, written)
-        known.value = self._make("written", tensor, sources, ())
+        known.value = self._make("written", tensor, sources)
         return known.value
 
     # Below autograd and below `nn.Module`: every operation comes through here, whoever calls it.
@@ -196,20 +195,15 @@ class _Recorder(TorchDispatchMode):
             )
             for tensor in fixed
         )
-        for index, tensor in enumerate({id(value): value for value in [*written, *results]}.values()):
-            value = self._make(func, tensor, sources, constants, index) if sources else None
+        for tensor in {id(value): value for value in [*written, *results]}.values():
+            value = self._make(func, tensor, sources, constants) if sources else None
             memory = self._memory_of(tensor, operands)
             if any(tensor is other for other in written):
                 memory.written = value or memory.written
             self._known[tensor] = _Known(value, memory, learned and not sources)
 
     def _make(
-        self,
-        op: Any,
-        tensor: Tensor,
-        sources: tuple[Value, ...],
-        constants: tuple[Constant, ...],
-        result_index: int = 0,
+        self, op: Any, tensor: Tensor, sources: tuple[Value, ...] = (), constants: tuple[Constant, ...] = ()
     ) -> Value:
         self._count += 1
         return Value(
@@ -219,7 +213,6 @@ class _Recorder(TorchDispatchMode):
             sources=sources,
             constants=constants,
             calls=tuple(self.running),
-            result_index=result_index,
             floating=tensor.is_floating_point(),
             elementwise=not isinstance(op, str) and torch.Tag.pointwise in op.tags,
         )
@@ -246,29 +239,21 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
 def _watched(network: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Tell the recorder when a layer's call begins and ends."""
 
-    def begin(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def begin(path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         recorder.running.append(Call(path, _first_value(recorder, (args, kwargs))))
 
-    def end(output: Any) -> None:
+    def end(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         call = recorder.running.pop()
         call.output = _first_value(recorder, output)
         recorder.ended.append(call)
 
-    handles = []
-    for path, module in network.named_modules():
-        # TorchScript takes no hooks.
-        if not path or isinstance(module, torch.jit.ScriptModule):
-            continue
-        handles.append(
-            module.register_forward_pre_hook(lambda _, args, kwargs, path=path: begin(path, args, kwargs),
-                                             with_kwargs=True)
-        )  # fmt: skip
-        handles.append(module.register_forward_hook(lambda _module, _args, output: end(output)))
-    try:
+    with ExitStack() as hooks:
+        for path, module in network.named_modules():
+            # TorchScript takes no hooks.
+            if path and not isinstance(module, torch.jit.ScriptModule):
+                hooks.enter_context(module.register_forward_pre_hook(partial(begin, path), with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(end))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _first_value(recorder: _Recorder, given: Any) -> Value | None:

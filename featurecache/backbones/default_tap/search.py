@@ -7,22 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from featurecache.backbones.default_tap import walks
 from featurecache.backbones.default_tap.operations import ACTIVATIONS, CONVOLUTIONS
 from featurecache.backbones.default_tap.recording import Call, Dataflow, Value
-from featurecache.backbones.default_tap.walks import (
-    Ends,
-    base_of,
-    common_ancestor,
-    depends_only_on,
-    ends_of,
-    is_ancestor,
-    is_open,
-    is_slice_of,
-    kernel_of,
-    layers_between,
-    step_back,
-    width_of,
-)
+from featurecache.backbones.default_tap.walks import Ends, base_of, ends_of, is_ancestor, width_of
 from featurecache.backbones.dry_run import INPUT_OF
 from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap
 
@@ -109,9 +97,9 @@ class OutputSearch:
     def _decide_among(self, heads: list[Value], layers: Sequence[Call], marks: set[str]) -> Found:
         """Output layers that see different values: their common input, or the deepest of them."""
         sources = [base_of(source) for head in heads for source in head.sources]
-        common, between = common_ancestor(sources, set(heads))
+        common, between = walks.common_ancestor(sources, set(heads))
         inputs = list(dict.fromkeys(base_of(call.input) for call in layers if call.input is not None))
-        if not between and len(layers) == len(heads) and all(is_slice_of(value, common) for value in inputs):
+        if not between and len(layers) == len(heads) and all(walks.is_slice_of(value, common) for value in inputs):
             doubt = "its output layers see different slices of the features, of which the first is taken"
             return self._take(inputs[0], heads, doubt, paths=tuple(dict.fromkeys(call.path for call in layers)))
         # One hidden layer before each head at most, as detection and attribute networks have.
@@ -176,7 +164,7 @@ class OutputSearch:
     def _last_layer(self, head: Value, heads: Sequence[Value]) -> Call | None:
         """Return the innermost layer that an output is made in and whose input it is made of, layer by layer."""
         for call in reversed(head.calls):
-            if call.input is not None and depends_only_on(head, call.input, set(heads)):
+            if call.input is not None and walks.depends_only_on(head, call.input, set(heads)):
                 return call
         return None
 
@@ -186,8 +174,8 @@ class OutputSearch:
             if self._ends[name].products or len(value.shape) != 2:
                 continue
             # Features may be put out with rows of length 1, and go on as they were.
-            for given in (base_of(value), *filter(None, [step_back(base_of(value))])):
-                if given is not features and len(layers_between(base_of(given), features) or ()) == 1:
+            for given in (base_of(value), *filter(None, [walks.step_back(base_of(value))])):
+                if given is not features and len(walks.layers_between(base_of(given), features) or ()) == 1:
                     return base_of(given)
         return None
 
@@ -196,7 +184,7 @@ class OutputSearch:
             return "its output layer is followed by a ReLU, as hidden layers are"
         if "norm" in marks:
             return "its output layer is followed by a normalisation, as layers that make embeddings are"
-        if any(head.op in CONVOLUTIONS and kernel_of(head) > 1 for head in heads):
+        if any(head.op in CONVOLUTIONS and walks.kernel_of(head) > 1 for head in heads):
             return "its last convolution, taken for the output layer, is larger than 1x1"
         names = [name for name, ends in self._ends.items() if ends.products & set(heads)]
         if any(len(self._outputs[name].shape) == 3 and self._outputs[name].shape[1] > 1 for name in names):
@@ -257,7 +245,7 @@ class OutputSearch:
 
     def _of_embeddings(self, names: list[str]) -> Found:
         heads = sorted(self._ends[names[0]].products, key=_index)
-        common, _ = common_ancestor([base_of(s) for head in heads for s in head.sources], set(heads))
+        common, _ = walks.common_ancestor([base_of(s) for head in heads for s in head.sources], set(heads))
         if (given := self._given_features(common)) is not None:
             return self._take(given, heads, _GIVEN, also=[common])
         values = [common]
@@ -305,7 +293,7 @@ class OutputSearch:
     def _name_before(self, value: Value) -> tuple[str | None, bool]:
         """Return the tap of the nearest value with a name that a value was pooled or scaled from."""
         activated, before = False, value
-        while (name := self._name(before)) is None and (earlier := step_back(before)) is not None:
+        while (name := self._name(before)) is None and (earlier := walks.step_back(before)) is not None:
             activated |= before.op in ACTIVATIONS
             before = base_of(earlier)
         return name, activated
@@ -323,6 +311,6 @@ class OutputSearch:
 
 def _origin(value: Value) -> Value:
     """Return what a value was pooled or scaled from."""
-    while is_open(base_of(value)) and (before := step_back(base_of(value))) is not None:
+    while walks.is_open(base_of(value)) and (before := walks.step_back(base_of(value))) is not None:
         value = before
     return base_of(value)

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from featurecache.backbones.default_tap.operations import (
-    ACTIVATIONS,
-    CONVOLUTIONS,
-    MATRIX_PRODUCTS,
-    NORMS,
-    OPEN,
-    OUTER,
-    POOLS,
-    ROW_NORMS,
-    SAME_NUMBERS,
-    SHAPES,
-    SLICES,
-    SQUASHES,
-    SUMS,
-)
+from featurecache.backbones.default_tap import operations as ops
 from featurecache.backbones.default_tap.recording import Constant, Value
 
 
@@ -43,18 +29,18 @@ def is_product(value: Value) -> bool:
     # Quantised layers keep their weights in an object of their own, which is no tensor.
     if not value.constants or not value.sources:
         return value.op == "linear_dynamic"
-    if value.op in CONVOLUTIONS:
+    if value.op in ops.CONVOLUTIONS:
         return any(constant.learned for constant in value.constants)
-    if value.op in MATRIX_PRODUCTS:
+    if value.op in ops.MATRIX_PRODUCTS:
         # A fixed matrix sums probabilities of classes up; without a softmax before it, it holds embeddings of classes.
         learned = any(constant.learned for constant in value.constants)
         return learned or not any(_is_probability(source) for source in value.sources)
-    return value.op in OUTER and any(_is_outer(value, constant) for constant in value.constants)
+    return value.op in ops.OUTER and any(_is_outer(value, constant) for constant in value.constants)
 
 
 def width_of(value: Value) -> int:
     """Return how many outputs a product makes."""
-    return value.shape[1] if value.op in CONVOLUTIONS else value.shape[-1] if len(value.shape) > 1 else 1
+    return value.shape[1] if value.op in ops.CONVOLUTIONS else value.shape[-1] if len(value.shape) > 1 else 1
 
 
 def kernel_of(value: Value) -> int:
@@ -64,7 +50,7 @@ def kernel_of(value: Value) -> int:
 
 def base_of(value: Value) -> Value:
     """Return the value that holds the same numbers, before they were reshaped or copied."""
-    while value.op in SAME_NUMBERS and len(value.sources) == 1:
+    while value.op in ops.SAME_NUMBERS and len(value.sources) == 1:
         value = value.sources[0]
     return value
 
@@ -74,8 +60,8 @@ def is_open(value: Value) -> bool:
     if is_product(value):
         return False
     # A fixed matrix after a softmax, or a fixed filter, makes no features: see `is_product`.
-    is_fixed = value.op in MATRIX_PRODUCTS | CONVOLUTIONS and bool(value.constants) and len(value.sources) == 1
-    return is_fixed or value.op in OPEN
+    is_fixed = value.op in ops.MATRIX_PRODUCTS | ops.CONVOLUTIONS and bool(value.constants) and len(value.sources) == 1
+    return is_fixed or value.op in ops.OPEN
 
 
 def ends_of(value: Value, known: dict[Value, Ends] | None = None) -> Ends:
@@ -94,18 +80,18 @@ def _step(value: Value, known: dict[Value, Ends]) -> Ends:
     # An output may be cut off at zero (counts, prices), or this may be a hidden layer: see `_before_relu`.
     if value.op == "relu":
         return _before_relu(value, ends_of(value.sources[0], known)) or stop
-    if value.op in ACTIVATIONS or not value.sources:
+    if value.op in ops.ACTIVATIONS or not value.sources:
         return stop
-    if value.op in MATRIX_PRODUCTS | CONVOLUTIONS:
+    if value.op in ops.MATRIX_PRODUCTS | ops.CONVOLUTIONS:
         return ends_of(value.sources[0], known) if value.constants and len(value.sources) == 1 else stop
-    if value.op not in OPEN and not value.elementwise:
+    if value.op not in ops.OPEN and not value.elementwise:
         return Ends(stops=frozenset({value}), marks=frozenset({"unknown"}))
     found = [ends_of(source, known) for source in value.sources]
     marks = frozenset(mark for ends in found for mark in ends.marks) | _marks(value)
     products = frozenset(product for ends in found for product in ends.products)
     stops = frozenset(stop for ends in found for stop in ends.stops)
     # Concatenated outputs of linear layers are several output layers; of convolutions, branches of one block.
-    joins = len(value.sources) > 1 and (value.op != "cat" or any(product.op in CONVOLUTIONS for product in products))
+    joins = len(value.sources) > 1 and (value.op != "cat" or any(p.op in ops.CONVOLUTIONS for p in products))
     # Asked last, and only where values join: it walks through all of the network between two products.
     in_order = sorted(products, key=lambda product: product.index) if joins else []
     if joins and ((products and stops) or any(is_ancestor(a, b) for a, b in combinations(in_order, 2))):
@@ -119,16 +105,16 @@ def _before_relu(value: Value, ends: Ends) -> Ends | None:
     if ends.stops or not ends.products or ends.marks & {"norm"}:
         return None
     # A 3x3 convolution, or one without a bias because a norm follows, belongs to a hidden layer.
-    plain = all(p.op not in CONVOLUTIONS or (kernel_of(p) == 1 and len(p.constants) > 1) for p in ends.products)
+    plain = all(p.op not in ops.CONVOLUTIONS or (kernel_of(p) == 1 and len(p.constants) > 1) for p in ends.products)
     return Ends(ends.products, marks=ends.marks | {"relu"}) if plain else None
 
 
 def _marks(value: Value) -> frozenset[str]:
-    if value.op in NORMS:
+    if value.op in ops.NORMS:
         return frozenset({"norm"})
-    if value.op in ROW_NORMS:
+    if value.op in ops.ROW_NORMS:
         return frozenset({"norm of rows"})
-    return frozenset() if value.op in OPEN else frozenset({"unknown"})
+    return frozenset() if value.op in ops.OPEN else frozenset({"unknown"})
 
 
 def is_ancestor(ancestor: Value, value: Value) -> bool:
@@ -160,36 +146,39 @@ def common_ancestor(values: Sequence[Value], heads: set[Value]) -> tuple[Value, 
     ancestor, between
         And the products between, without the output layers.
     """
-    waiting = [(-value.index, id(value), value) for value in {base_of(value) for value in values}]
-    heapq.heapify(waiting)
-    between = []
-    seen = {value for _, _, value in waiting}
-    while len(waiting) > 1:
-        value = heapq.heappop(waiting)[2]
+    between: list[Value] = []
+    for value, is_alone in _latest_first({base_of(value) for value in values}):
+        if is_alone:
+            return value, between
         if is_product(value) and value not in heads:
             between.append(value)
-        for source in map(base_of, value.sources):
-            if source not in seen:
-                seen.add(source)
-                heapq.heappush(waiting, (-source.index, id(source), source))
-    return waiting[0][2], between
+    raise AssertionError("of no values")
 
 
 def layers_between(start: Value, value: Value) -> list[Value] | None:
     """Return the products between two values; ``None`` unless the later one was made of the earlier alone."""
-    waiting = [(-value.index, id(value), value)]
     between: list[Value] = []
-    seen = {value}
-    while waiting and (len(waiting) > 1 or waiting[0][2] is not start):
-        value = heapq.heappop(waiting)[2]
-        if value.index < start.index or not value.sources:
+    for each, is_alone in _latest_first([value]):
+        if is_alone and each is start:
+            return between
+        if each.index < start.index or not each.sources:
             return None
-        between += [value] if is_product(value) else []
+        between += [each] if is_product(each) else []
+    return None
+
+
+def _latest_first(values: Iterable[Value]) -> Iterator[tuple[Value, bool]]:
+    """Yield values and all that they were made of, the latest first, and whether all else before was made of it."""
+    waiting = [(-value.index, value) for value in values]
+    heapq.heapify(waiting)
+    seen = {value for _, value in waiting}
+    while waiting:
+        _, value = heapq.heappop(waiting)
+        yield value, not waiting
         for source in map(base_of, value.sources):
             if source not in seen:
                 seen.add(source)
-                heapq.heappush(waiting, (-source.index, id(source), source))
-    return between
+                heapq.heappush(waiting, (-source.index, source))
 
 
 def depends_only_on(head: Value, start: Value, heads: set[Value]) -> bool:
@@ -219,7 +208,7 @@ def depends_only_on(head: Value, start: Value, heads: set[Value]) -> bool:
 def is_slice_of(value: Value, whole: Value) -> bool:
     """Tell whether a value is a slice of another: one token of all, half of the channels."""
     while value is not whole:
-        if value.op not in SLICES | SAME_NUMBERS or len(value.sources) != 1:
+        if value.op not in ops.SLICES | ops.SAME_NUMBERS or len(value.sources) != 1:
             return False
         value = value.sources[0]
     return True
@@ -227,7 +216,7 @@ def is_slice_of(value: Value, whole: Value) -> bool:
 
 def step_back(value: Value) -> Value | None:
     """Return what a value was made of by pooling, scaling, normalising or an activation; ``None`` by a layer."""
-    if not value.sources or is_product(value) or not (is_open(value) or value.op in ACTIVATIONS):
+    if not value.sources or is_product(value) or not (is_open(value) or value.op in ops.ACTIVATIONS):
         return None
     start, between = common_ancestor(value.sources, set())
     return None if between else start
@@ -235,7 +224,7 @@ def step_back(value: Value) -> Value | None:
 
 def _is_probability(value: Value) -> bool:
     value = base_of(value)
-    while value.op in SHAPES | SAME_NUMBERS and len(value.sources) == 1:
+    while value.op in ops.SHAPES | ops.SAME_NUMBERS and len(value.sources) == 1:
         value = value.sources[0]
     return value.op in ("softmax", "log_softmax", "safe_softmax")
 
@@ -254,8 +243,8 @@ def _own_axes(value: Value, ndim: int) -> list[bool]:
     """Tell along which axes the numbers of a value differ, others being repetitions of them."""
     sizes = [size > 1 for size in value.shape]
     inside = [_own_axes(source, len(sizes)) for source in value.sources if len(source.shape) <= len(sizes)]
-    repeats = value.op in SUMS | SQUASHES | {"expand", "clone"} or value.elementwise
-    reduces = value.op in POOLS | ROW_NORMS and len(value.sources[0].shape) == len(sizes)
+    repeats = value.op in ops.SUMS | ops.SQUASHES | {"expand", "clone"} or value.elementwise
+    reduces = value.op in ops.POOLS | ops.ROW_NORMS and len(value.sources[0].shape) == len(sizes)
     if inside and (repeats or reduces):
         sizes = [own and any(axes) for own, axes in zip(sizes, zip(*inside, strict=True), strict=True)]
     return [False] * (ndim - len(sizes)) + sizes

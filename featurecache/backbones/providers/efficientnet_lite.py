@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from featurecache.backbones.provider import PinnedProvider, Provided, package_files
-from featurecache.backbones.weights.checkpoints import read_checkpoint
-from featurecache.backbones.weights.loading import load_weights
 from featurecache.errors import MissingExtraError
 from featurecache.hashing import digest_file
 from featurecache.specs import PreprocessSpec
@@ -46,7 +44,7 @@ class EfficientNetLiteProvider(PinnedProvider):
             module = EfficientNet.from_name("efficientnet-lite0")
         provided = Provided(module=module, preprocess=_PREPROCESS, classifiers=("_fc",), license="Apache-2.0")
         if pretrained:
-            load_weights(module, read_checkpoint(_weights_file()), ("_fc",), keep_classifier=keep_classifier)
+            provided.own_file = _weights_file()
             provided.weights_source = f"pip {_WEIGHTS_PACKAGE} {version(_WEIGHTS_PACKAGE)}"
         return provided
 

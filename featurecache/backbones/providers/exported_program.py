@@ -72,11 +72,8 @@ class ExportedProgramProvider(PinnedProvider):
 def _preprocess(side: int | None) -> PreprocessSpec:
     """Return the usual preprocess, its sizes in the usual proportion to each other."""
     usual = PreprocessSpec()
-    return (
-        usual
-        if side is None
-        else usual.override(crop=side, resize=round(side * usual.resize_shape[0] / usual.crop_shape[0]))
-    )
+    side = side or usual.crop_shape[0]
+    return usual.override(crop=side, resize=round(side * usual.resize_shape[0] / usual.crop_shape[0]))
 
 
 def _prefix_tokens(network: nn.Module) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import importlib
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,8 +65,6 @@ def _reachable(endpoint: str) -> bool:
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     url = urlsplit(endpoint)
-    try:
-        with socket.create_connection((url.hostname, url.port or 443), timeout=_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
+    with suppress(OSError), socket.create_connection((url.hostname, url.port or 443), timeout=_TIMEOUT_S):
+        return True
+    return False

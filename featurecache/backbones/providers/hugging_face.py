@@ -21,16 +21,11 @@ from featurecache.backbones.providers.hub_access import quick_hub
 from featurecache.backbones.providers.image_processor_rules import INTERPOLATIONS
 from featurecache.backbones.providers.image_processors import read_preprocess
 from featurecache.backbones.providers.reference_transform import changed_rules
-from featurecache.backbones.providers.text_encoders import (
-    ReadJson,
-    folder_reader,
-    is_text_encoder,
-    read_text_settings,
-)
+from featurecache.backbones.providers.text_encoders import ReadJson, folder_reader, is_text_encoder, read_text_settings
 from featurecache.backbones.torchvision_compat import import_dependent
 from featurecache.backbones.weights.checkpoints import Checkpoint
 from featurecache.backbones.weights.key_prefixes import choose_section
-from featurecache.errors import BackboneError, RequestError, WeightsError, first_line
+from featurecache.errors import BackboneError, WeightsError, first_line
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 
@@ -87,10 +82,7 @@ class HuggingFaceProvider(Provider):
             return _with_image_preprocess(
                 transformers, name, settings, partial(provide, num_prefix_tokens=num_prefix_tokens)
             )
-        text = read_text_settings(
-            PREFIX + name, config, folder_reader(folder) if folder.is_dir() else _hub_reader(name)
-        )
-        return provide(**vars(text))
+        return provide(**vars(read_text_settings(PREFIX + name, config, _reader(name))))
 
     def own_weights_digest(self, name: str) -> str | None:
         """Digest the files of a folder; which files the hub's cache uses is known to transformers only."""
@@ -202,27 +194,17 @@ def _with_image_preprocess(transformers: Any, name: str, settings: Any, provide:
     return provide(preprocess=preprocess, earlier=changed_rules(before, preprocess, "transformers' own processor"))
 
 
-def _processor_settings(name: str) -> Mapping[str, Any]:
-    folder = Path(name).expanduser()
-    try:
-        if folder.is_dir():
-            return dict(json.loads((folder / "preprocessor_config.json").read_text()))
-        return _download(name, "preprocessor_config.json")
-    except Exception as error:
-        raise _unavailable(name, error) from error
+def _reader(name: str) -> ReadJson:
+    """Return what reads the JSON files of a folder, or of a page of the hub."""
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder_reader(folder)
 
-
-def _download(name: str, file: str) -> Mapping[str, Any]:
-    with quick_hub():
-        path = importlib.import_module("huggingface_hub").hf_hub_download(name, file)
-    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-
-
-def _hub_reader(name: str) -> ReadJson:
     def read(file: str) -> Mapping[str, Any] | None:
         missing = importlib.import_module("huggingface_hub.errors").EntryNotFoundError
         try:
-            return _download(name, file)
+            with quick_hub():
+                path = importlib.import_module("huggingface_hub").hf_hub_download(name, file)
+            return dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except missing:  # the page is there, and has no such file; or offline, and nobody knows
             return None
         except Exception as error:
@@ -234,7 +216,8 @@ def _hub_reader(name: str) -> ReadJson:
 def _preprocess_before(name: str, config: Any) -> PreprocessSpec | None:
     """Return what earlier releases took for the preprocess: the centre, and few of the fields."""
     try:
-        settings = _processor_settings(name)
+        if (settings := _reader(name)("preprocessor_config.json")) is None:
+            return None
         size = _side(settings.get("size")) or _side(getattr(config, "image_size", None)) or 224
         crop = _side(settings.get("crop_size")) if settings.get("do_center_crop") else None
         if (share := settings.get("crop_pct")) and size < 384:
@@ -246,7 +229,7 @@ def _preprocess_before(name: str, config: Any) -> PreprocessSpec | None:
             mean=tuple(settings.get("image_mean") or IMAGENET_MEAN),
             std=tuple(settings.get("image_std") or IMAGENET_STD),
         )
-    except (WeightsError, RequestError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None  # they refused it, or fell over it
 
 

@@ -113,10 +113,8 @@ def _janus(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     if settings.get("do_pad") and (side := sides_of(settings.get("size"))):
         color = settings.get("background_color", (0, 0, 0))
         settings |= {"size": {"longest_edge": side[0]}, "pad_size": {"height": side[0], "width": side[1]}}
-        settings |= {
-            "padding": "center",
-            "fill_color": tuple(color) if isinstance(color, list | tuple) else (color,) * 3,
-        }
+        fill_color = tuple(color) if isinstance(color, list | tuple) else (color,) * 3
+        settings |= {"padding": "center", "fill_color": fill_color}
     return settings, {"min_size", "background_color", "padding", "fill_color"}
 
 
@@ -167,12 +165,8 @@ def _slanext(settings: Settings, name: str) -> tuple[Settings, set[str]]:
 
 
 def _uvdoc(settings: Settings, name: str) -> tuple[Settings, set[str]]:
-    settings = _normalised_as_bgr(settings)
-    return settings | {"antialias": False, "resample": 2, "alignment": "corners"}, {
-        "antialias",
-        "alignment",
-        "channel_order",
-    }
+    fixed = {"antialias": False, "resample": 2, "alignment": "corners"}
+    return _normalised_as_bgr(settings) | fixed, {"antialias", "alignment", "channel_order"}
 
 
 RULES: dict[str, Rule] = {

@@ -12,18 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from featurecache.backbones.providers import image_processor_rules as rules
 from featurecache.backbones.providers import timm_models
-from featurecache.backbones.providers.image_processor_rules import (
-    ALWAYS,
-    EXTRA_FIELDS,
-    INTERPOLATIONS,
-    NOT_OBEYED,
-    RULES,
-    Settings,
-    for_each_channel,
-    refusal,
-    sides_of,
-)
+from featurecache.backbones.providers.image_processor_rules import Settings, for_each_channel, refusal, sides_of
 from featurecache.backbones.providers.reference_transform import Mismatch, check_same
 from featurecache.errors import BackboneError, first_line
 from featurecache.specs import PreprocessSpec
@@ -41,16 +32,9 @@ _ELSEWHERE |= {"keypoint_heatmap_downscale_factor", "keypoint_heatmap_sigma", "p
 _ELSEWHERE |= {"num_labels", "id2label", "label2id", "processor_class_name"}
 _SHAPES = "makes inputs of different shapes, and all have one here; do_center_crop and crop_size give them one"
 # Switches that do nothing while they are off, and the fields (or their beginnings) that then do nothing either.
-_SWITCHES = {
-    "do_pad": (),
-    "do_flip_channel_order": (),
-    "rescale_offset": (),
-    "do_grayscale": (),
-    "do_split_image": (),
-    "do_align_long_axis": (),
-    "do_crop_margin": (),
-    "do_thumbnail": (),
-    "keep_aspect_ratio": (),
+_ALONE = ("do_pad", "do_flip_channel_order", "rescale_offset", "do_grayscale", "do_split_image", "do_align_long_axis")
+_SWITCHES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((*_ALONE, "do_crop_margin", "do_thumbnail", "keep_aspect_ratio"), ()),
     "do_pan_and_scan": ("pan_and_scan_",),
     "crop_to_patches": ("min_patches", "max_patches", "use_covering_area_grid", "tile_size"),
     "split_image": ("split_resolutions",),
@@ -129,17 +113,15 @@ def _output(processor: Any, image: Image.Image) -> Any:
 
 def _translate(kind: str, settings: Settings, name: str) -> PreprocessSpec:
     settings = _without_idle_switches(settings)
-    if kind in NOT_OBEYED and (field := NOT_OBEYED[kind][0]) in settings:
-        raise refusal(name, field, settings[field], NOT_OBEYED[kind][1])
-    fixed, rule = ALWAYS.get(kind, {}), RULES.get(kind)
+    if kind in rules.NOT_OBEYED and (field := rules.NOT_OBEYED[kind][0]) in settings:
+        raise refusal(name, field, settings[field], rules.NOT_OBEYED[kind][1])
+    fixed, rule = rules.ALWAYS.get(kind, {}), rules.RULES.get(kind)
     settings, understood = settings | fixed, {*_BASIC, *fixed}
     if rule is not None:
         settings, used = rule(dict(settings), name)
         understood |= used
-    for field in sorted(settings):
-        if field not in understood and field not in _ENVELOPE and field not in _ELSEWHERE:
-            if _does_nothing(field, settings):
-                continue
+    for field in sorted(set(settings) - understood - _ENVELOPE - _ELSEWHERE):
+        if not _does_nothing(field, settings):
             raise refusal(name, field, settings[field], "is not obeyed here")
     return _spec(settings, name)
 
@@ -165,14 +147,14 @@ def _does_nothing(field: str, settings: Settings) -> bool:
 def _spec(settings: Settings, name: str) -> PreprocessSpec:
     if not settings.get("do_resize"):
         raise refusal(name, "do_resize", settings.get("do_resize"), "leaves images at sizes of their own")
-    if (resample := settings.get("resample", 2)) not in INTERPOLATIONS:
+    if (resample := settings.get("resample", 2)) not in rules.INTERPOLATIONS:
         raise refusal(name, "resample", resample, "is a filter of Pillow that is not known here")
     mean, std = _affine(settings, name)
     return PreprocessSpec(
         **_geometry(settings, name),
-        interpolation=INTERPOLATIONS[resample],
+        interpolation=rules.INTERPOLATIONS[resample],
         antialias=settings.get("antialias", True),
-        **{field: settings[field] for field in EXTRA_FIELDS if field in settings},
+        **{field: settings[field] for field in rules.EXTRA_FIELDS if field in settings},
         channel_order=settings.get("channel_order", "rgb"),
         mean=mean,
         std=std,

@@ -129,11 +129,7 @@ def _preprocess_before(preprocess: PreprocessSpec) -> PreprocessSpec | None:
     if height != width:
         return None
     return PreprocessSpec(
-        resize=height,
-        crop=height,
-        interpolation=preprocess.interpolation,
-        mean=preprocess.mean,
-        std=preprocess.std,
+        resize=height, crop=height, interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std
     )
 
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from featurecache.backbones.provider import Provided
-from featurecache.backbones.providers.weightless import WeightlessProvider
+from featurecache.backbones.provider import Provided, WeightlessProvider
 from featurecache.errors import UnknownNameError
 from featurecache.specs import PreprocessSpec
 

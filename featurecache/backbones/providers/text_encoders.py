@@ -6,16 +6,15 @@ encoders ``sentence_bert_config.json`` and ``1_Pooling/config.json``. Nothing in
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import BackboneError, MissingExtraError
+from featurecache.errors import BackboneError
 from featurecache.hashing import canonical_json, digest_bytes
+from featurecache.plugins import import_extra
 from featurecache.specs import TextPreprocessSpec
 
 MOST_TOKENS = 512
@@ -38,12 +37,9 @@ class TextSettings:
 
 def is_text_encoder(config: Any) -> bool:
     """Tell by a transformers configuration whether a network reads tokens and nothing else."""
-    of_images = (
-        getattr(config, "vision_config", None),
-        getattr(config, "image_size", None),
-        getattr(config, "num_channels", None),
-    )
-    return getattr(config, "vocab_size", None) is not None and all(value is None for value in of_images)
+    of_images = ("vision_config", "image_size", "num_channels")
+    takes_images = any(getattr(config, name, None) is not None for name in of_images)
+    return getattr(config, "vocab_size", None) is not None and not takes_images
 
 
 def read_text_settings(name: str, config: Any, read: ReadJson) -> TextSettings:
@@ -108,10 +104,9 @@ def _pooling(read: ReadJson) -> str | None:
 
 
 def _begins_with_special_token(name: str, definition: str) -> bool:
-    if find_spec("tokenizers") is None:
-        raise MissingExtraError("tokenizers", "text")
+    tokenizers = import_extra("tokenizers", "text")
     try:
-        tokenizer = importlib.import_module("tokenizers").Tokenizer.from_str(definition)
+        tokenizer = tokenizers.Tokenizer.from_str(definition)
     # The library raises plain exceptions for whatever it cannot read.
     except Exception as error:
         raise BackboneError(f"{name} has a tokenizer.json that cannot be read ({error}); bring another") from error

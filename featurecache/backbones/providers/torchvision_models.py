@@ -11,8 +11,6 @@ from typing import Any
 from featurecache.backbones.provider import PinnedProvider, Provided
 from featurecache.backbones.providers.hub_access import check_network_allowed, socket_timeout
 from featurecache.backbones.torchvision_compat import import_torchvision
-from featurecache.backbones.weights.checkpoints import read_checkpoint
-from featurecache.backbones.weights.loading import load_weights, name_warnings
 from featurecache.errors import BackboneError, UnknownNameError, WeightsError, first_line
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import PreprocessSpec
@@ -61,7 +59,8 @@ class TorchvisionProvider(PinnedProvider):
             rename_key=rename_key,
         )
         if pretrained:
-            _load_own(provided, name, edition, keep_classifier=keep_classifier)
+            provided.own_file = _fetch(PREFIX + name, edition.url)
+            provided.weights_source = f"torchvision {edition} ({provided.own_file.name})"
         return provided
 
     def own_weights_digest(self, name: str) -> str | None:
@@ -78,20 +77,6 @@ def _options(name: str, edition: Any) -> dict[str, int]:
         return {"transform_input": True, "init_weights": False}
     # A transformer is built for one size; some weights want a larger one than the network's default.
     return {"image_size": edition.meta["min_size"][0]} if name.startswith("vit_") else {}
-
-
-def _load_own(provided: Provided, name: str, edition: Any, *, keep_classifier: bool) -> None:
-    file = _fetch(PREFIX + name, edition.url)
-    load_weights(
-        provided.module,
-        read_checkpoint(file),
-        provided.classifiers or (),
-        keep_classifier=keep_classifier,
-        rename_key=provided.rename_key,
-        what=PREFIX + name,
-    )
-    provided.warnings += name_warnings(file)
-    provided.weights_source = f"torchvision {edition} ({file.name})"
 
 
 def _fetch(backbone: str, url: str) -> Path:

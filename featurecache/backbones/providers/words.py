@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from featurecache.backbones.provider import Provided
-from featurecache.backbones.providers.weightless import WeightlessProvider
+from featurecache.backbones.provider import Provided, WeightlessProvider
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import TextPreprocessSpec
 
@@ -63,13 +62,8 @@ def _bytes_as_tokens() -> str:
     letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
     model: dict[str, Any] = {
         "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
+        **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
+        **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
         "vocab": {letters[byte]: byte for byte in range(256)},
         "merges": [],
     }

@@ -15,13 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.backbones.weights.file_formats import (
-    SAFETENSORS,
-    NotWeightsError,
-    damaged,
-    differing_digest,
-    format_of,
-)
+from featurecache.backbones.weights import file_formats
 from featurecache.errors import WeightsError, shortened
 from featurecache.files import why_not_regular
 
@@ -139,9 +133,10 @@ def check_exists(path: Path) -> None:
 
 def _content(path: Path) -> Any:
     try:
-        return _read_safetensors(path) if format_of(path) == SAFETENSORS else _read_torch(path)
-    except NotWeightsError as error:
-        differing = differing_digest(path)
+        is_safe = file_formats.format_of(path) == file_formats.SAFETENSORS
+        return _read_safetensors(path) if is_safe else _read_torch(path)
+    except file_formats.NotWeightsError as error:
+        differing = file_formats.differing_digest(path)
         added = "" if differing is None else f"; its name promises sha256 {differing[0]}..., it has {differing[1]}..."
         raise WeightsError(f"weights file {path} {error}{added}") from error
 
@@ -153,7 +148,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise NotWeightsError(damaged(path.stat().st_size)) from error
+        raise file_formats.NotWeightsError(file_formats.damaged(path.stat().st_size)) from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -164,16 +159,15 @@ def _read_torch(path: Path) -> Any:
     stand_ins += [(_empty_dict, "collections.defaultdict")]
     try:
         # torch warns of old formats and of its own deprecations: nothing that who reads weights can act on.
-        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-            warnings.simplefilter("ignore")
-            # As an open file: torch has an opinion of its own on names that end in .safetensors.
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
+        quiet, known = warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins)  # type: ignore[arg-type]
+        # As an open file: torch has an opinion of its own on names that end in .safetensors.
+        with quiet, known, path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     # torch.load reports damage with whatever its layers happen to raise: KeyError, EOFError, UnpicklingError, ...
     except Exception as error:
-        raise NotWeightsError(_why_unreadable(path, str(error))) from error
+        raise file_formats.NotWeightsError(_why_unreadable(path, str(error))) from error
 
 
 def _why_unreadable(path: Path, error: str) -> str:
@@ -182,7 +176,7 @@ def _why_unreadable(path: Path, error: str) -> str:
         return f"holds Python objects that are not tensors ({found[1]}), and those are not unpickled; {advice}"
     if "Unsupported operand" in error:
         return f"is pickled by a protocol that torch reads only by running code, and it is not unpickled; {advice}"
-    return damaged(path.stat().st_size)
+    return file_formats.damaged(path.stat().st_size)
 
 
 def _walk(content: Any, section: str, *, depth: int, seen: set[int]) -> Iterator[tuple[str, str, Tensor]]:
@@ -193,18 +187,13 @@ def _walk(content: Any, section: str, *, depth: int, seen: set[int]) -> Iterator
     if depth > _MAX_DEPTH or id(content) in seen:
         return
     seen.add(id(content))
-    for key, value in _items(content):
+    is_list = isinstance(content, Sequence) and not isinstance(content, str | bytes)
+    items = content.items() if isinstance(content, Mapping) else enumerate(content) if is_list else ()
+    for key, value in items:
         if isinstance(value, torch.Tensor):
-            yield section, key, value
+            yield section, str(key), value
         else:
-            yield from _walk(value, f"{section}.{key}" if section else key, depth=depth + 1, seen=seen)
-
-
-def _items(content: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        yield from ((str(key), value) for key, value in content.items())
-    elif isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        yield from ((str(number), value) for number, value in enumerate(content))
+            yield from _walk(value, f"{section}.{key}" if section else str(key), depth=depth + 1, seen=seen)
 
 
 def _instead(content: Any) -> str:

@@ -212,20 +212,14 @@ def _several(checkpoint: Checkpoint, candidates: list[Candidate], num_needed: in
     ]
     named = list(zip(keys, candidates, strict=True))
     shown = ", ".join(f"{key} ({len(match.names)} of {num_needed} tensors)" for key, match in named[:_SHOWN])
-    before = next((key for key, match in named if _was_taken(checkpoint, match)), None)
+    taken = "" if checkpoint.key else checkpoint.taken_before
+    before = next((key for key, match in named if taken and match.prefix.startswith(f"{taken}.")), None)
     earlier = "" if before is None else f"; releases without that option took {before}"
     return (
         f"weights file {checkpoint.path} fits {what} in {len(candidates)} ways: {shown}"
         f"{', ...' if len(candidates) > _SHOWN else ''}; choose one with --weights-key KEY (weights_key in "
         f"Python){earlier}"
     )
-
-
-def _was_taken(checkpoint: Checkpoint, candidate: Candidate) -> bool:
-    before = checkpoint.taken_before
-    if checkpoint.key or not before:
-        return False
-    return candidate.prefix.startswith(f"{before}.")
 
 
 def _warn(checkpoint: Checkpoint, chosen: Candidate, rest: list[Candidate], num_needed: int) -> ReportWarning:

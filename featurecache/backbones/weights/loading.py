@@ -59,15 +59,9 @@ def name_warnings(path: Path) -> tuple[ReportWarning, ...]:
     if (differing := differing_digest(path)) is None:
         return ()
     promised, actual = differing
-    return (
-        ReportWarning(
-            kind="weights_name",
-            count=1,
-            text=f"the name of the weights file carries {promised}, and the file's SHA-256 begins with "
-            f"{actual}: if that is meant as its digest, this is another file; it was loaded",
-            examples=(path.name,),
-        ),
-    )
+    text = f"the name of the weights file carries {promised}, and the file's SHA-256 begins with {actual}: if that is "
+    text += "meant as its digest, this is another file; it was loaded"
+    return (ReportWarning(kind="weights_name", count=1, text=text, examples=(path.name,)),)
 
 
 def load_weights(

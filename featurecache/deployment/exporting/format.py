@@ -57,11 +57,7 @@ FORMATS = {
     "onnx": Format(module="onnx_file", suffix=".onnx", packages=("onnx", "onnxscript", "onnxruntime"), extra="export"),
     "torch": Format(module="torch_program", suffix=".pt2"),
     "openvino": Format(
-        module="openvino_folder",
-        suffix=".xml",
-        packages=("openvino",),
-        extra="cpu",
-        files=("model.xml", "model.bin"),
+        module="openvino_folder", suffix=".xml", packages=("openvino",), extra="cpu", files=("model.xml", "model.bin")
     ),
     "safetensors": Format(module="weights_folder", suffix=".safetensors", files=("model.safetensors", "config.json")),
 }

@@ -68,8 +68,7 @@ def trace(network: ExportedNetwork, example: Tensor, name: str) -> ExportedProgr
         The network does what a program cannot, such as deciding by the numbers in its inputs.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             program = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
     # Tracing runs somebody's own module with stand-ins for numbers; it may object in any way.
     except Exception as error:

@@ -20,8 +20,7 @@ from featurecache.errors import RequestError
 
 def write(exported: Exported, path: Path) -> None:
     """Write the program, and what is known of it as ``metadata_props``."""
-    with warnings.catch_warnings(), _quiet("onnxscript"):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), _quiet("onnxscript"):
         converted = torch.onnx.export(
             exported.program,
             input_names=[exported.about["input"]["name"]],

@@ -27,8 +27,7 @@ _MODEL = "model.xml"
 
 def write(exported: Exported, folder: Path) -> None:
     """Write the model, and what is known of it as ``rt_info``."""
-    with warnings.catch_warnings(), without_telemetry(), logging_kept():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), without_telemetry(), logging_kept():
         model = openvino.convert_model(exported.program)
     model.reshape([-1, *exported.about["input"]["shape"][1:]])
     model.input(0).set_names({exported.about["input"]["name"]})

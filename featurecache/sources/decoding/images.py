@@ -24,49 +24,27 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (  # the plugins register themselves on import; Pillow loads some of them late
-    AvifImagePlugin,
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    ImageOps,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-    features,
-)
+from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError, features
 
 from featurecache.errors import InputError, install_command
 from featurecache.ignored import HEIC_BRANDS, HEIC_SUFFIXES
 from featurecache.resizing import draft_side, resize_and_crop
-from featurecache.sources.decoding import libtiff
+from featurecache.sources.decoding import deep, libtiff
 from featurecache.sources.decoding.arrays import MAGIC, image_of_bytes
-from featurecache.sources.decoding.deep import (
-    GREY_MODES,
-    deep_colours,
-    has_deep_colours,
-    is_flattened,
-    read_lower_bytes,
-    seems_flat,
-    to_eight_bits,
-)
 from featurecache.specs import PreprocessSpec
 
 # H height, W width, C channels (RGB)
 
-_PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, GifImagePlugin, TiffImagePlugin)
+# The plugins register themselves on import; Pillow loads some of them late.
+for _name in ("Png", "WebP", "Bmp", "Gif", "Tiff", "Jpeg2K", "Avif"):
+    import_module(f"PIL.{_name}ImagePlugin")
 # Older builds of Pillow have no AVIF, and some none of JPEG 2000.
-_LATER = {"jpg_2000": ("JPEG2000", Jpeg2KImagePlugin), "avif": ("AVIF", AvifImagePlugin)}
+_LATER = {"jpg_2000": "JPEG2000", "avif": "AVIF"}
 
 
 def _formats() -> tuple[str, ...]:
     """Return the formats that can be read here; HEIC where pillow-heif is installed."""
-    more = [name for feature, (name, _) in _LATER.items() if features.check(feature)]
+    more = [name for feature, name in _LATER.items() if features.check(feature)]
     if find_spec("pillow_heif") is not None:
         # One that cannot be loaded here costs no image of another format.
         with suppress(Exception):
@@ -92,18 +70,8 @@ SUFFIXES = {
 # Levels within which an image is of one colour to the eye.
 _ONE_COLOUR = 3
 
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
+_OF_FORMATS = (EOFError, struct.error, zlib.error, SyntaxError)
+_DECODING_ERRORS = (*_OF_FORMATS, OSError, ValueError, IndexError, KeyError, TypeError, AttributeError)
 
 
 _lock, _entered = threading.Lock(), ExitStack()
@@ -201,9 +169,9 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
             if (side := draft_side(spec)) is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
                 # The least of 1/1, 1/2, 1/4 and 1/8 that leaves both sides at least as long.
                 image.draft(None, (side, side))
-            deep = has_deep_colours(image)
+            is_deep = deep.has_deep_colours(image)
             upright = _upright(image, spec)
-            decoded = _deep_to_rgb(upright, data, spec) if deep else to_rgb(upright, spec)
+            decoded = _deep_to_rgb(upright, data, spec) if is_deep else to_rgb(upright, spec)
             return decoded._replace(remark="decoder") if libtiff.take_lines() else decoded
     except _DECODING_ERRORS as error:
         raise InputError("undecodable", _reason(error)) from None
@@ -211,10 +179,10 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
 
 def to_rgb(image: Image.Image, spec: PreprocessSpec) -> Decoded:
     """Convert any mode to RGB: more than 8 bits by the range of the preprocess, transparency over the background."""
-    if image.mode in GREY_MODES:
+    if image.mode in deep.GREY_MODES:
         values = np.asarray(image)
-        shown = to_eight_bits(values, spec.range)
-        flat: Literal["", "deep"] = "deep" if is_flattened(values, shown, spec.range) else ""
+        shown = deep.to_eight_bits(values, spec.range)
+        flat: Literal["", "deep"] = "deep" if deep.is_flattened(values, shown, spec.range) else ""
         return Decoded(Image.fromarray(shown).convert("RGB"), flat)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _composited(image.convert("RGBA"), spec)
@@ -238,30 +206,27 @@ def _span(image: Image.Image) -> int:
 def _deep_to_rgb(image: Image.Image, data: bytes, spec: PreprocessSpec) -> Decoded:
     """Convert colours of 16 bits, of which ``image`` has the upper bytes, to RGB."""
     plain = to_rgb(image, spec)
-    if plain.remark or (spec.range == "full" and not seems_flat(image.convert("RGB"))):
+    if plain.remark or (spec.range == "full" and not deep.seems_flat(image.convert("RGB"))):
         return plain
-    lower, grey = read_lower_bytes(data, FORMATS)
+    lower, grey = deep.read_lower_bytes(data, FORMATS)
     with lower:
-        values = deep_colours(image, _upright(lower, spec), grey=grey)
-    shown = np.broadcast_to(to_eight_bits(values, spec.range), (*values.shape[:2], 3))
+        values = deep.deep_colours(image, _upright(lower, spec), grey=grey)
+    shown = np.broadcast_to(deep.to_eight_bits(values, spec.range), (*values.shape[:2], 3))
     rgb = Image.fromarray(np.ascontiguousarray(shown))
     if image.mode != "RGB":
         rgb.putalpha(image.getchannel("A"))
-    return Decoded(to_rgb(rgb, spec).image, "deep" if is_flattened(values, shown, spec.range) else "")
+    return Decoded(to_rgb(rgb, spec).image, "deep" if deep.is_flattened(values, shown, spec.range) else "")
 
 
 def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     image.seek(0)
     image.load()
-    if spec.orientation == "stored":
-        return image
-    try:
-        # Pillow would copy what it does not turn.
-        if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
-            return image
-        return ImageOps.exif_transpose(image)
-    except _DECODING_ERRORS:
-        return image  # an unreadable EXIF block says nothing about orientation
+    if spec.orientation != "stored":
+        with suppress(*_DECODING_ERRORS):  # an unreadable EXIF block says nothing about orientation
+            # Pillow would copy what it does not turn.
+            if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+                return ImageOps.exif_transpose(image)
+    return image
 
 
 def _reason(error: BaseException) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import InputError, MissingExtraError, RequestError, first_line
+from featurecache.errors import InputError, RequestError, first_line
 from featurecache.hashing import digest_bytes
+from featurecache.plugins import import_extra
 from featurecache.specs import TextPreprocessSpec
 
 # T tokens
@@ -83,9 +82,7 @@ def text_of(data: bytes, spec: TextPreprocessSpec) -> str:
 
 def parse_tokenizer(definition: str) -> Any:
     """Build a tokenizer that neither cuts nor pads."""
-    if find_spec("tokenizers") is None:
-        raise MissingExtraError("tokenizers", "text")
-    tokenizer = importlib.import_module("tokenizers").Tokenizer.from_str(definition)
+    tokenizer = import_extra("tokenizers", "text").Tokenizer.from_str(definition)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
