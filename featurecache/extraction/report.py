@@ -138,6 +138,7 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
     num_samples = len(listing.held)
     # By what is there now: another worker may have computed what one of them had to leave.
     left = np.array(list(work.postponed), np.int64)
+    left = left[listing.held.contains(left)]  # workers that list a source may find it changed once more at the end
     lacking = {row for s in sets for row in left[~s.open().held.contains(left)].tolist()}
     postponed = {row: reason for row, reason in work.postponed.items() if row in lacking}
     # And where ``auto`` stands for another type.

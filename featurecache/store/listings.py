@@ -272,6 +272,19 @@ class Listings:
         """Return what writes the next listing of a source by its units."""
         return UnitWriter(self._folder(source), source, self.generation(source))
 
+    def held(self) -> RowRuns:
+        """Return the rows that any source holds, those of units that no listing names yet among them."""
+        # In this order, or what is finished in between would be in neither.
+        unfinished = self.unfinished()
+        return RowRuns.union((runs.starts, runs.stops) for runs in (unfinished, merged_rows(self.all())))
+
+    def unfinished(self) -> RowRuns:
+        """Return the rows of units that a run has listed, and no listing names yet: it goes on, or is gone on with."""
+        folders = list(self.path.iterdir()) if self.path.is_dir() else []
+        mine = [ShardFolder(folder, SOURCE) for folder in folders if folder.is_dir()]
+        parts = [part for folder in mine for part in UnitWriter(folder, "", folder.next_generation).loose()]
+        return RowRuns.union((part.held.starts, part.held.stops) for part in parts)
+
     def next_order(self) -> int:
         """Return a number above the order of all listings."""
         folders = list(self.path.iterdir()) if self.path.is_dir() else []
