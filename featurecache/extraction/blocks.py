@@ -80,9 +80,7 @@ class ReadBlock:
     lease: ExitStack
 
 
-def unlisted_blocks(
-    job: ExtractionJob, store: FeatureStore | None, units: Sequence[FoundUnit] | None
-) -> list[Block]:
+def unlisted_blocks(job: ExtractionJob, store: FeatureStore | None, units: Sequence[FoundUnit] | None) -> list[Block]:
     """Return the blocks of a job's source that workers are to read; none where it is scanned as a whole before.
 
     It is decided by the last listing, which stays as it is until all blocks are read, so that workers that come while
@@ -97,14 +95,14 @@ def unlisted_blocks(
         What the source has now.
     """
     # Views are computed after all plain features: both at once would hold two networks on the device.
-    if units is None or job.views is not None:
+    if units is None or job.views is not None or len(blocks := _cut(units)) < 2:
         return []
     before = None if store is None else store.listings.load(job.opened_source.key, without_damaged=True)
     if before is not None and not isinstance(before, UnitListing):
         return []  # of an earlier release, which a scan takes over without reading
     known = KnownUnits(before, [], 0 if store is None else len(store.samples))
-    blocks = [[unit for unit in block if _is_settled(unit)] for block in _cut(units)]
-    unlisted = [Block(tuple(block)) for block in blocks if not all(map(known.has, block))]
+    settled = [[unit for unit in block if _is_settled(unit)] for block in blocks]
+    unlisted = [Block(tuple(block)) for block in settled if not all(map(known.has, block))]
     # One block is read as quickly by a scan, and its rows are in shards of the usual sizes.
     return unlisted if len(unlisted) > 1 else []
 
@@ -181,6 +179,7 @@ class _Reader:
         require(self._store.path, UNITS)
         self._leases = self._store.listings.leases(self._source.key)
         self._left, self._parts, self._generation = list(blocks), list[UnitPart](), -1
+        self._before: Listing | None = None
 
     def next(self) -> ReadBlock | None:
         """Read the next block that is free; None when all are read, and computed unless their worker was lost."""

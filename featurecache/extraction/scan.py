@@ -54,6 +54,9 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None, keeps: bool = 
         check_takes_views(source.modality, f"the source {source.key}")
     # Not made yet: a wrong request must leave no empty cache behind.
     store = FeatureStore.open(job.cache) if (job.cache / "FORMAT.json").exists() else None
+    kept = job.kept if keeps and getattr(source, "is_far", False) else None
+    if kept is not None and hasattr(source, "kept"):
+        source.kept = kept
     # To look into a unit is to read it where that is far away; one that is known has been looked into.
     if store is None or not hasattr(source, "unit_stamp") or not store.listings.generation(source.key):
         check_source(source)
@@ -63,9 +66,6 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None, keeps: bool = 
     if unlisted_blocks(job, store, units):
         FeatureStore.create(job.cache)
         return None
-    kept = job.kept if keeps and getattr(source, "is_far", False) else None
-    if kept is not None and hasattr(source, "kept"):
-        source.kept = kept
     return scan_into(store or FeatureStore.create(job.cache), source, progress, kept, units)[0]
 
 
@@ -121,9 +121,7 @@ def scan_into(
 
 
 @contextmanager
-def _alone(
-    store: FeatureStore, source: str, progress: Progress, generation: int | None
-) -> Iterator[Listing | None]:
+def _alone(store: FeatureStore, source: str, progress: Progress, generation: int | None) -> Iterator[Listing | None]:
     """Scan a source while no other process does: of several that begin together one reads and hashes it, for all.
 
     Yields

@@ -197,9 +197,7 @@ class NewUnit:
         )
 
 
-def read_unit(
-    source: Source, found: FoundUnit, known: KnownUnits, progress: Progress, kept: Spill | None
-) -> NewUnit:
+def read_unit(source: Source, found: FoundUnit, known: KnownUnits, progress: Progress, kept: Spill | None) -> NewUnit:
     """List a unit, unless that is known, and read those of its samples that may have changed.
 
     Parameters
@@ -293,9 +291,7 @@ class Gathered:
         ]
         if read:
             names = [unit.entries.names.take(indices).without_prefix(unit.prefix) for _, unit, indices, _ in read]
-            self.store.samples.reload()
-            num_before = len(self.store.samples)
-            rows = self.store.samples.append(
+            rows, added = self.store.samples.add(
                 np.concatenate([ids for _, _, _, ids in read]),
                 TextColumn.joined(names),
                 np.concatenate([unit.entries.stamps[indices, 0] for _, unit, indices, _ in read]),
@@ -306,8 +302,8 @@ class Gathered:
             for (_, unit, indices, _), of_unit in zip(read, np.split(rows, ends[:-1]), strict=True):
                 unit.rows[indices] = of_unit
             self.num_read += len(rows)
-            new = RowRuns.of(np.unique(rows[rows >= num_before]))
-            self.new_rows = RowRuns.union((runs.starts, runs.stops) for runs in (self.new_rows, new))
+            starts, stops = np.array(added, np.int64).reshape(-1, 2).T
+            self.new_rows = RowRuns.union([(self.new_rows.starts, self.new_rows.stops), (starts, stops)])
         if self._waiting:
             part = self.writer.add([unit.listed() for unit in self._waiting])
             free = [index for index, pointer in enumerate(self.pointers) if pointer is None]

@@ -31,7 +31,7 @@ def work(
     device: str | None = None,
     cores: int | None = None,
     progress: Progress | None = None,
-    is_listed: bool = False,
+    is_listed: bool | None = None,
 ) -> WorkerReport:
     """Work on a job until nothing is left that this worker could do.
 
@@ -45,8 +45,8 @@ def work(
         Cores that this worker counts on; all where left out.
     progress : Progress, optional
         Told how far it is.
-    is_listed : bool
-        The scan has listed the source. Else it is seen here whether it has left that to the workers.
+    is_listed : bool, optional
+        Whether the scan has listed the source, or has left that to its workers; seen here where it is left out.
 
     Raises
     ------
@@ -62,19 +62,21 @@ def work(
     with at_most_cores(cores), ExitStack() as opened:
         store, worker = FeatureStore.open(job.cache), None
         units = None if is_listed else units_of(job.opened_source)
-        if units is not None and (blocks := unlisted_blocks(job, store, units)):
-            from featurecache.extraction.job_worker import work_on_blocks
-
+        if units is not None:
             generation = store.listings.generation(key)
-            worker = work_on_blocks(job, store, units, blocks, progress, opened)
-            # The first that gets here; what it may have to read has no stamp, holds nothing, or could not be read.
-            scan_into(store, job.opened_source, progress, units=units, generation=generation)
+            if blocks := unlisted_blocks(job, store, units):
+                # Late: torch takes seconds to import, and a run over untouched inputs takes hundredths of one.
+                from featurecache.extraction.job_worker import work_on_blocks
+
+                worker = work_on_blocks(job, store, units, blocks, progress, opened)
+            if blocks or not generation or is_listed is False:
+                # The first that gets here; what it may have to read has no stamp, holds nothing, or could not be read.
+                scan_into(store, job.opened_source, progress, units=units, generation=generation)
         if (listing := store.listings.load(key)) is None:
             raise RequestError(f"{job.cache} holds no listing of {key}; scan the source before work begins")
         report, types = WorkerReport(), dict[str, str]()
         for views, sets in recall(job, store).items():
             if worker is None and (sets is None or missing_shards(sets, listing.held)):
-                # Late: torch takes seconds to import, and a run over untouched inputs takes hundredths of one.
                 from featurecache.extraction.job_worker import make_worker
 
                 worker = opened.enter_context(make_worker(job, store, listing, progress, views=views, types=types))
@@ -102,12 +104,12 @@ class ExtractionWork:
     ----------
     job : ExtractionJob
         Its source was scanned into its cache.
-    is_listed : bool
+    is_listed : bool, optional
         As for `work`.
     """
 
     job: ExtractionJob
-    is_listed: bool = False
+    is_listed: bool | None = None
 
     @property
     def settings(self) -> ExtractionSettings:

@@ -41,7 +41,7 @@ from featurecache.extraction.plan import (
 )
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.runtimes import Runtimes
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.worker_report import Round, WorkerReport
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.sources.opening import SourceSpec
@@ -64,23 +64,6 @@ _MOST_UNWRITTEN = 2
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 # Of what the run is waiting for: more often than a reader could follow would cost a draw for each batch.
 _SECONDS_BETWEEN_REMARKS = 1.0
-
-
-@dataclass
-class _Round:
-    """What came of the shards of one plan, or of several."""
-
-    num_rows: int = 0
-    postponed: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Rows whose inputs changed or vanished, with name and reason: left for the next run."""
-    leased: bool = False
-    """Another worker is at a shard, or was first: what it leaves over is for another plan."""
-
-    def add(self, other: _Round) -> None:
-        """Count what came of more shards."""
-        self.num_rows += other.num_rows
-        self.postponed |= other.postponed
-        self.leased |= other.leased
 
 
 @dataclass(kw_only=True)
@@ -124,7 +107,7 @@ class Worker:
     _open: list[OpenShard] = field(default_factory=list)
     _last_remark: float = field(default_factory=perf_counter)
     _processes: LoadingProcesses | None = None
-    _done: _Round = field(default_factory=_Round)
+    _done: Round = field(default_factory=Round)
     _is_ready: bool = False
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -286,9 +269,9 @@ class Worker:
         # Also where nothing lacks: another worker may have published its own while ours was opening its runtime.
         self.runtimes.agree(drift.recorded_provenance(self.sets))
 
-    def _compute(self, shards: Sequence[PlannedShard], num_expected: int) -> _Round:
+    def _compute(self, shards: Sequence[PlannedShard], num_expected: int) -> Round:
         """Compute, write and commit shards, except those that another worker is at or has done."""
-        done, writing = _Round(), deque[Future[_Round]]()
+        done, writing = Round(), deque[Future[Round]]()
         with ExitStack() as stack:
             stack.enter_context(self.meter.running())
             stack.callback(self._give_back)
@@ -338,7 +321,7 @@ class Worker:
             )
         return self._processes
 
-    def _take(self, shards: Iterable[PlannedShard], done: _Round) -> Iterator[OpenShard]:
+    def _take(self, shards: Iterable[PlannedShard], done: Round) -> Iterator[OpenShard]:
         """Take the lease of each shard that is free and not done."""
         features = {feature_set.tap: feature_set for feature_set in self.sets}
         leases = Leases(self.store.path / "features" / self.sets[0].fingerprint / "leases")
@@ -367,7 +350,7 @@ class Worker:
             self._last_remark = perf_counter()
             self.progress.say(self.meter.usage().sentence())
 
-    def _settle(self, writing: deque[Future[_Round]], done: _Round, *, most: int) -> None:
+    def _settle(self, writing: deque[Future[Round]], done: Round, *, most: int) -> None:
         """Count the writes that are done, and wait where more than ``most`` are not."""
         while writing and (len(writing) > most or writing[0].done()):
             # Waiting here keeps features from filling the memory where the disk is slower than the network.
@@ -376,7 +359,7 @@ class Worker:
             self.meter.waited["write"] += perf_counter() - started
             done.add(written)
 
-    def _write(self, shard: OpenShard, outcome: Outcome, runtime: Runtime) -> _Round:
+    def _write(self, shard: OpenShard, outcome: Outcome, runtime: Runtime) -> Round:
         """Write features, and commit the shard when they were its last."""
         with self.meter.writing():
             if not shard.drafts:
@@ -386,22 +369,22 @@ class Worker:
             for draft in shard.drafts:
                 draft.add(outcome)
             shard.num_written += len(outcome.problems)
-            return self._publish(shard, runtime) if shard.num_written == len(shard.rows) else _Round()
+            return self._publish(shard, runtime) if shard.num_written == len(shard.rows) else Round()
 
-    def _publish(self, shard: OpenShard, runtime: Runtime) -> _Round:
+    def _publish(self, shard: OpenShard, runtime: Runtime) -> Round:
         """Commit a shard whose features are all there."""
         won = shard.publish(self.store.samples.ids, {"provenance": msgspec.to_builtins(drift.provenance_of(runtime))})
         bad = {index: error for draft in shard.drafts for index, error in draft.bad.items()}
         shard.close()
         self._open.remove(shard)
         if not won:  # the other worker may have had fewer rows in its shard: plan once more
-            return _Round(leased=True)
+            return Round(leased=True)
         postponed = {
             int(shard.rows[index]): (shard.inputs[index].name, error.reason)
             for index, error in bad.items()
             if error.status in TRANSIENT
         }
-        return _Round(len(shard.rows) - len(postponed), postponed)
+        return Round(len(shard.rows) - len(postponed), postponed)
 
     def _give_back(self) -> None:
         """Give back the leases of shards that were not committed."""

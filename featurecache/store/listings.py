@@ -273,17 +273,22 @@ class Listings:
         return UnitWriter(self._folder(source), source, self.generation(source))
 
     def held(self) -> RowRuns:
-        """Return the rows that any source holds, those of units that no listing names yet among them."""
+        """Return the rows that any source holds, those of `loose` among them."""
         # In this order, or what is finished in between would be in neither.
-        unfinished = self.unfinished()
-        return RowRuns.union((runs.starts, runs.stops) for runs in (unfinished, merged_rows(self.all())))
+        parts = self.loose()
+        return RowRuns.union((runs.starts, runs.stops) for runs in (*(p.held for p in parts), merged_rows(self.all())))
 
-    def unfinished(self) -> RowRuns:
-        """Return the rows of units that a run has listed, and no listing names yet: it goes on, or is gone on with."""
+    def loose(self, known: Sequence[UnitPart] = ()) -> list[UnitPart]:
+        """Return what is listed of units and no listing names yet: by a run that goes on, or is to be gone on with.
+
+        Parameters
+        ----------
+        known : sequence of UnitPart
+            Those that were read before.
+        """
         folders = list(self.path.iterdir()) if self.path.is_dir() else []
         mine = [ShardFolder(folder, SOURCE) for folder in folders if folder.is_dir()]
-        parts = [part for folder in mine for part in UnitWriter(folder, "", folder.next_generation).loose()]
-        return RowRuns.union((part.held.starts, part.held.stops) for part in parts)
+        return [part for folder in mine for part in UnitWriter(folder, "", folder.next_generation).loose(known)]
 
     def next_order(self) -> int:
         """Return a number above the order of all listings."""

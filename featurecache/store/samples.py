@@ -91,7 +91,19 @@ class SampleTable:
         prefixes: TextColumn | None = None,
         prefix_of: NDArray[np.int64] | None = None,
     ) -> Rows:
-        """Add the samples that are not in the table yet and return the row of each, ``(n,)`` int64.
+        """Add the samples that are not in the table yet and return the row of each; see `add`."""
+        return self.add(ids, uris, sizes, prefixes=prefixes, prefix_of=prefix_of)[0]
+
+    def add(
+        self,
+        ids: Ids,
+        uris: Sequence[str],
+        sizes: Array,
+        *,
+        prefixes: TextColumn | None = None,
+        prefix_of: NDArray[np.int64] | None = None,
+    ) -> tuple[Rows, list[tuple[int, int]]]:
+        """Add the samples that are not in the table yet.
 
         Parameters
         ----------
@@ -104,19 +116,26 @@ class SampleTable:
             What stands in front of ``uris``, and the index of that of each, which grow: it is stored once for all that
             share it. Caches where this was done say so in ``FORMAT.json``: earlier releases cannot read it.
 
+        Returns
+        -------
+        rows : ndarray of int64, shape (n,)
+            The row of each.
+        added : list of (int, int)
+            Half-open runs of those rows that the table did not have, not even from another writer.
+
         Notes
         -----
         Safe against other writers: whoever loses the race for the next row tries again.
         """
         column = TextColumn.pack(uris)
-        rows, searched = np.full(len(ids), -1, np.int64), 0
+        rows, searched, runs = np.full(len(ids), -1, np.int64), 0, list[tuple[int, int]]()
         while True:
             # What came since: the whole table streams past the ids once.
             absent = np.flatnonzero(rows < 0)
             rows[absent], searched = find_ids(ids[absent], self.ids, start=searched), len(self)
             absent = absent[rows[absent] < 0]
             if len(absent) == 0:
-                return rows
+                return rows, runs
             new = absent[first_indices(ids[absent])]
             for first in range(0, len(new), _MOST_ROWS):
                 added = new[first : first + _MOST_ROWS]
@@ -126,7 +145,9 @@ class SampleTable:
                 else:
                     arrays |= {"size": narrowed(sizes[added], "int32", "int64"), **column.take(added).compact()}
                     arrays |= _prefix_arrays(prefixes, prefix_of[added])
-                won = self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
+                start = len(self)
+                won = self._folder.publish(f"{start:012d}", arrays, {"start": start}, kind="samples")
+                runs += [(start, start + len(added))] * won
                 self.reload()
                 # Another writer has these row numbers: which samples are still absent is looked up again.
                 if not won:
