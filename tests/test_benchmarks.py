@@ -97,3 +97,11 @@ def test_figures_of_whole_fits_are_no_bounds(colours: Path) -> None:
     assert "at least" not in done.stdout
     key = "test accuracy, scikit-learn with that C"
     assert found[key] == pytest.approx(found["test accuracy, ours"], abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_file_larger_than_the_memory_is_fitted(colours: Path) -> None:
+    script, out = REPOSITORY / "scripts" / "benchmark.py", colours.parent / "out.json"
+    sizes = ["--task", "colour", "--gigabytes", "0.01", "--limit", "4", "--repeats", "1"]
+    subprocess.run([sys.executable, str(script), "memory", str(colours), *sizes, "--json", str(out)], check=True)
+    assert json.loads(out.read_text())["looks at the rows"] > 0

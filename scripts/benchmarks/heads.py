@@ -239,3 +239,7 @@ def _products(X: np.ndarray, batch_size: int, num_outputs: int, epochs: int) -> 
     for _ in range(epochs):
         for batch in batches:
             torch.mm(batch.T, torch.mm(batch, weights))
+
+
+if __name__ == "__main__":
+    print(json.dumps(fit_within(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))

@@ -27,7 +27,7 @@ from featurecache.heads.solver.classifier import class_of_margins
 from featurecache.heads.solver.curvature import History
 from featurecache.heads.solver.normal_equations import System
 from featurecache.heads.solver.objective import GroupMoments, LinearProblem, Objective, Softmax, SquaredHinge
-from featurecache.heads.solver.path import LinearPath, Minimiser, Tolerance
+from featurecache.heads.solver.path import LinearPath, LineSearch, Minimiser, Tolerance
 from featurecache.heads.solver.path_search import search_path
 
 VALUES = [1e-4, 1e-2, 1.0]
@@ -430,3 +430,21 @@ def test_ridge_on_fewer_rows_than_features_is_scikit_learns(weighted: bool) -> N
             others = np.delete(np.arange(12), rows)
             expected = Ridge(alpha=alpha).fit(Z[others], y[others], weight[others]).predict(Z[rows])
             np.testing.assert_allclose(found[rows], expected, atol=1e-8)
+
+
+@pytest.mark.parametrize(("dtype", "depth"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_step_past_the_least_point_is_shortened_where_it_promised_more_than_noise(
+    dtype: torch.dtype, depth: float, is_over: bool
+) -> None:
+    # A parabola, and a step that is twice the way to its least point: it ends at the value with which it began.
+    theta, step = torch.zeros(1, 1, 1, dtype=dtype), torch.full((1, 1, 1), 2.0, dtype=dtype)
+    depth = 1e-3 * depth if is_over else depth
+    value, slope = torch.tensor([2.0], dtype=torch.float64), torch.tensor([-4 * depth], dtype=torch.float64)
+    search = LineSearch(theta, value, torch.ones_like(theta), step, slope, torch.tensor([0]))
+    for _ in range(2):
+        if len(search.waiting):
+            points = search.points()
+            search.take(points, 2 + depth * ((points.double().flatten() - 1) ** 2 - 1), torch.ones_like(points))
+    assert search.stuck.tolist() == [is_over]
+    assert search.theta.item() == (2.0 if is_over else 1.0)

@@ -30,6 +30,8 @@ from featurecache.heads.solver.row_space import RowSpaces
 # Numbers in all rows: with fewer, leaving out the rows of a fold saves less than a product for each fold takes.
 _FOLD_BLOCKS_FROM = 1_000_000
 _SUFFICIENT, _MOST_TRIALS, _FLATTER = 1e-4, 14, 0.9
+# Times the noise of a value: a step that promises more is expected to show.
+_CLEAR = 100.0
 # Evaluations after which what is left to gain was seen to be a hundred times what a step promises, in proportion.
 _EVALUATIONS_PER_PROMISE = 50
 _PAIRS_PER_SCALE = 4
@@ -216,7 +218,12 @@ class LineSearch:
             Of the groups that wait.
         """
         waiting, before, length, noise = self.waiting, self._before, self.length_G, self._noise
-        enough = values <= before[waiting] + _SUFFICIENT * length[waiting] * self._slope[waiting] + noise[waiting]
+        promise = length[waiting] * self._slope[waiting]
+        # A step that promises far more than noise, and leads where the value is the same, went past the least point. It
+        # is no sign of the limits of the arithmetic, after which everything would go on in float64, three times slower.
+        is_clear = -promise > _CLEAR * noise[waiting]
+        allowed = torch.where(is_clear, -noise[waiting], noise[waiting])
+        enough = values <= before[waiting] + _SUFFICIENT * promise + allowed
         good = waiting[enough]
         falls = values[enough] < before[good] - noise[good]
         flattens = _largest(gradients[enough]) < _FLATTER * _largest(self.gradient[good])
@@ -225,9 +232,9 @@ class LineSearch:
         self.waiting = waiting = waiting[~enough]
         if len(waiting):
             # The least point of the parabola through what is known.
-            was, slope = length[waiting], self._slope[waiting]
-            rise = values[~enough] - before[waiting] - was * slope
-            best = -slope * was**2 / (2 * rise.clamp(min=1e-300))
+            was, promise = length[waiting], promise[~enough]
+            rise = values[~enough] - before[waiting] - promise
+            best = -promise * was / (2 * rise.clamp(min=1e-300))
             # A value that is no number says nothing of where the least point is.
             length[waiting] = torch.where(rise.isfinite(), best, 0.1 * was).clamp(0.1 * was, 0.5 * was)
 
