@@ -19,6 +19,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.listings import Listing
 from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
+from featurecache.wording import human_bytes
 
 
 def make_worker(
@@ -87,7 +88,9 @@ def work_on_blocks(
         That has computed; None where nothing was new.
     """
     worker, num_units = None, sum(len(block.units) for block in blocks)
+    num_bytes = sum(0 if unit.stamp is None else unit.stamp[0] for block in blocks for unit in block.units)
     shown = _ProgressOfUnits(progress, num_units)
+    shown.note(f"{num_units:,} units of {human_bytes(num_bytes)} are read and computed in {len(blocks):,} blocks")
     shown.start("extracting", 0)  # how many samples there are is known when all are read
     with closing(read_blocks(job, blocks)) as read:
         for block in read:
