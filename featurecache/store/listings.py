@@ -26,7 +26,7 @@ from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import SOURCE
 from featurecache.store.shards import MappedShard
-from featurecache.store.unit_listings import UnitIndex, UnitPart, UnitWriter, parts_of, read_part
+from featurecache.store.unit_listings import PARTS, UnitIndex, UnitPart, UnitWriter, parts_of, read_part
 from featurecache.text import TextColumn
 
 
@@ -287,7 +287,7 @@ class Listings:
             Those that were read before.
         """
         folders = list(self.path.iterdir()) if self.path.is_dir() else []
-        mine = [ShardFolder(folder, SOURCE) for folder in folders if folder.is_dir()]
+        mine = [ShardFolder(folder, SOURCE) for folder in folders if (folder / PARTS).is_dir()]
         return [part for folder in mine for part in UnitWriter(folder, "", folder.next_generation).loose(known)]
 
     def next_order(self) -> int:
