@@ -19,6 +19,7 @@ from featurecache.advice.axes import MapName, plane_of
 from featurecache.atomic import published
 from featurecache.errors import InputError, MissingExtraError, RequestError
 from featurecache.evaluation.near_copies import near_copies
+from featurecache.heads.preparation import unit_rows
 from featurecache.machine import num_cores
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
@@ -178,7 +179,7 @@ def _columns_of_task(store: FeatureStore, name: str, rows: Rows) -> dict[str, li
 def _neighbours(X: NDArray[np.float32]) -> Iterator[dict[str, list[Any]]]:
     """Yield indices and cosine distances of the most alike samples of each, the nearest first."""
     count = min(NUM_NEIGHBOURS, len(X) - 1)
-    units = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    units = unit_rows(X)
     for start in range(0, len(X), _BLOCK):
         distances = 1 - units[start : start + _BLOCK] @ units.T
         own = np.arange(len(distances))

@@ -57,20 +57,8 @@ ROWS_IN_A_GROUP = 4096
 PATH_COLUMNS = (
     *("path", "paths", "filepath", "filepaths", "file", "filename", "filenames", "fname", "fn", "image", "images"),
     *("imagepath", "imagepaths", "imagefile", "imagefilename", "imagename", "imagenames", "imageurl", "imageindex"),
-    *(
-        "imageid",
-        "img",
-        "imgpath",
-        "imgfile",
-        "imgfilename",
-        "imgname",
-        "imgid",
-        "isicid",
-        "idcode",
-        "photo",
-        "picture",
-    ),
-    *("picturename", "url", "uid", "id"),
+    *("imageid", "img", "imgpath", "imgfile", "imgfilename", "imgname", "imgid", "isicid", "idcode", "photo"),
+    *("picture", "picturename", "url", "uid", "id"),
 )
 
 

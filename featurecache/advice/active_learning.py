@@ -27,13 +27,7 @@ _CANDIDATES = 10
 
 
 def choose_samples(
-    X: NDArray[np.floating],
-    labeled: Indices,
-    y: Indices,
-    n_classes: int,
-    count: int,
-    *,
-    random_state: int = 0,
+    X: NDArray[np.floating], labeled: Indices, y: Indices, n_classes: int, count: int, *, random_state: int = 0
 ) -> Indices:
     """Return the samples to label next, the most useful first.
 

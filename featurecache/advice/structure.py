@@ -163,8 +163,7 @@ def structure_findings(
 
 def _copies_finding(copies: NearCopies, names: Sequence[str], name: str) -> Finding:
     """Say how many samples are near-copies of others."""
-    n = len(copies.group)
-    count = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
+    n, count = len(copies.group), copies.num_alike
     text = f"{count} of {n} samples are near-copies of others: label one of each, and keep them in one split"
     return Finding(
         question="structure",
@@ -209,12 +208,7 @@ def _clusters_finding(clusters: Clusters, plane: Floats, map_by: MapName, names:
 
 
 def outliers_finding(
-    X: NDArray[np.floating],
-    names: Sequence[str],
-    name: str,
-    group: NDArray[np.int64],
-    *,
-    question: Topic = "structure",
+    X: NDArray[np.floating], names: Sequence[str], name: str, group: NDArray[np.int64], *, question: Topic = "structure"
 ) -> Finding | None:
     """List the samples that are far from all others; None of fewer than 25 that are no near-copies.
 

@@ -73,8 +73,7 @@ def features_finding(
     able = [index for index, found in enumerate(compared) if index == best or found.verdict != "worse"]
     # Of one network a shallower layer takes less to compute; a narrower one less space.
     cheapest = min(
-        able,
-        key=lambda i: (candidates[i].num_parameters, candidates[i].order, candidates[i].num_bytes, -scores[i]),
+        able, key=lambda i: (candidates[i].num_parameters, candidates[i].order, candidates[i].num_bytes, -scores[i])
     )
     # The best of several looks better than it is, by having been chosen.
     corrected = chosen_score(measure, y, list(predictions), groups) if len(predictions) > 1 else None

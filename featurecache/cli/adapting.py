@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import features_of, memory_of
+from featurecache.cli.options import features_of, memory_of, option_name
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
 from featurecache.errors import RequestError
 
@@ -17,22 +17,10 @@ if TYPE_CHECKING:
 
 # Written out: the module that has them imports scikit-learn, for which `--help` should not wait.
 _METHODS = ("auto", "source", "standardize", "coral", "subspace", "transport", "em", "bbse")
-_OTHERS = {
-    "tta": "--tta",
-    "balanced": "--balanced",
-    "metric": "--metric",
-    "threshold": "--threshold",
-    "keep": "--keep",
-    "depths": "--depths",
-    "from_tap": "--from-tap",
-    "from_images": "--from-images",
-    "views": "--views",
-    "look_at_test": "--look-at-test",
-    "wide": "--wide",
-    "minutes": "--minutes",
-    "positive": "--positive",
-    "jobs": "--jobs",
-}
+_OTHERS = (
+    *("tta", "balanced", "metric", "threshold", "keep", "depths", "from_tap", "from_images", "views", "look_at_test"),
+    *("wide", "minutes", "positive", "jobs"),
+)
 """Options that say how other heads are trained."""
 
 
@@ -77,9 +65,9 @@ def is_adapting(args: argparse.Namespace) -> bool:
     if args.head and set(args.head) != {"logistic"}:
         raise RequestError(f"--adapt trains the logistic head, and no {args.head[0]}; leave --head out")
     # An option that says nothing here is refused: whoever gave it would believe that it counted.
-    for name, option in _OTHERS.items():
+    for name in _OTHERS:
         if getattr(args, name):
-            raise RequestError(f"--adapt trains one plain logistic head; leave {option} out")
+            raise RequestError(f"--adapt trains one plain logistic head; leave {option_name(name)} out")
     return True
 
 
@@ -104,13 +92,7 @@ def run_adapting(store: FeatureStore, task: Task, args: argparse.Namespace) -> i
         raise RequestError(f"--adapt takes one feature set, and these are {len(sets)}: {taps}; name one with --tap")
     with progress_on_stderr(quiet=args.quiet) as progress:
         report = adapt_heads(
-            store,
-            task,
-            sets[0],
-            args.target_domain,
-            args.adapt,
-            random_state=args.random_state,
-            progress=progress,
+            store, task, sets[0], args.target_domain, args.adapt, random_state=args.random_state, progress=progress
         )
     saved: Path | None = None
     if args.save:

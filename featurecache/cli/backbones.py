@@ -18,7 +18,6 @@ def add_parser(verbs: Any) -> None:
         example="  featurecache backbones '*vit_tiny*'",
     )
     parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, or a pattern with * and ?")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,15 +13,7 @@ from featurecache.machine import num_cores
 from featurecache.versions import installed_version
 
 _CORE = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "h5py",
-    "scikit-learn",
-    "pillow",
-    "safetensors",
-    "joblib",
-    "matplotlib",
+    *("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow", "safetensors", "joblib", "matplotlib"),
     "rich",
 )
 _EXTRAS = {
@@ -54,13 +46,12 @@ _EXTRAS = {
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb."""
-    parser = verb_parser(
+    verb_parser(
         verbs,
         "doctor",
         help="show versions and devices, and what is missing and how to get it",
         example="  featurecache doctor",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -39,7 +39,6 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".parquet, .csv or .tsv")
     add_raw_cells_option(parser)
     parser.add_argument("--replace", action="store_true", help="replace FILE if it is there")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,17 +28,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "extract",
-        common=(
-            "--cache",
-            "--backbone",
-            "--tap",
-            "--weights",
-            "--device",
-            "--path-column",
-            "--text-column",
-            "--views",
-            "--json",
-        ),
+        common="--cache --backbone --tap --weights --device --path-column --text-column --views --json",
         help="run a frozen backbone over a folder of images, or a table of texts, and keep its features",
         example="""
           featurecache extract flowers/ --cache flowers.cache --backbone torchvision:resnet50 --tap layer3:avg
@@ -52,7 +42,6 @@ def add_parser(verbs: Any) -> None:
     add_source_options(parser)
     add_backbone_options(parser)
     add_extraction_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,7 +32,6 @@ def add_parser(verbs: Any) -> None:
         metavar="HOURS",
         help="leave younger leftovers alone (default 168)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

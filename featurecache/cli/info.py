@@ -38,7 +38,6 @@ def add_parser(verbs: Any) -> None:
         help="compare with this folder or table now: what was added, edited, renamed",
     )
     add_table_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.extract import has_too_many_bad
 from featurecache.cli.imports import without_collection
-from featurecache.cli.options import add_max_bad_option, add_source_options, named_source, verb_parser
+from featurecache.cli.options import add_max_bad_option, add_source_options, named_source, option_name, verb_parser
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr
 from featurecache.errors import command_line
 from featurecache.ignored import by_suffix
@@ -24,7 +24,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "scan",
-        common=("--cache", "--path-column", "--text-column", "--json"),
+        common="--cache --path-column --text-column --json",
         help="read and hash a source once and keep its listing in a cache, for workers that come later",
         example="""
           featurecache scan flowers/ --cache flowers.cache
@@ -35,7 +35,6 @@ def add_parser(verbs: Any) -> None:
     )
     add_source_options(parser)
     add_max_bad_option(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +79,7 @@ def _next_commands(args: argparse.Namespace, report: ScanReport) -> dict[str, st
     words: list[object] = ["extract", args.source, "--cache", report.store.path]
     for option in ("text_column", "id_column", "path_column"):
         if (column := getattr(args, option)) is not None:
-            words += [f"--{option.replace('_', '-')}", column]
+            words += [option_name(option), column]
     words += ["--allow-local-urls"] if args.allow_local_urls else []
     words += ["--backbone", DEFAULT_BACKBONE if args.text_column is None else DEFAULT_ENCODER]
     return {

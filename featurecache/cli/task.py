@@ -7,7 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from featurecache.cli.options import add_form_options, add_renamed_option, delimiter_of, verb_parser
+from featurecache.cli.options import (
+    add_form_options,
+    add_renamed_option,
+    called,
+    delimiter_of,
+    option_name,
+    verb_parser,
+)
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.errors import RequestError
 from featurecache.specs import EARLIER_KINDS, TASK_NOUN, TASK_NOUNS
@@ -30,10 +37,8 @@ def add_parser(verbs: Any) -> None:
     add = verb_parser(
         below,
         "add",
-        common=(
-            *("--from-folders", "--label-column", "--path-column", "--kind", "--group-column", "--split-column"),
-            *("--group-near-copies", "--replace", "--json"),
-        ),
+        common="--from-folders --label-column --path-column --kind --group-column --split-column --group-near-copies "
+        "--replace --json",
         help="add a task: from the folders that the images lie in, or from a CSV",
         example="""
           featurecache task add flowers.cache species --from-folders
@@ -72,10 +77,8 @@ def add_parser(verbs: Any) -> None:
         metavar="SEED",
         help="of the split that is made where the labels bring none (default 0)",
     )
-    add.set_defaults(run=run_add)
     ls = verb_parser(below, "ls", help="list the tasks of a cache", example="  featurecache task ls flowers.cache")
     ls.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
-    ls.set_defaults(run=run_ls)
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:
@@ -163,42 +166,27 @@ def labels_of(
     if table is not None:
         if args.class_folder:
             raise RequestError("--class-folder is about folders, and a table says the labels; leave one of them out")
-        options = LabelOptions(
-            path_column=args.path_column,
-            label_column=args.label_column,
-            kind=args.kind,
-            text_column=text_column,
-            group_column=args.group_column,
-            weight_column=args.weight_column,
-            domain_column=args.domain_column,
-            split_column=args.split_column,
-            blank=args.blank,
-            uncertain=args.uncertain,
-            separator=args.separator,
-            keep_na=args.keep_na,
-            merge_spellings=args.merge_spellings,
-        )
+        options = called(args, LabelOptions, text_column=text_column)
         return LabelTable(table, options, delimiter_of(args), not args.no_header)
     # `task add` takes the table as an argument, `run` as an option.
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
     if args.kind != "classification":
         raise RequestError(f"folders say classes, not {args.kind}; {advice}--kind {args.kind}")
-    columns = {
-        "group": args.group_column,
-        "weight": args.weight_column,
-        "domain": args.domain_column,
-        "split": args.split_column,
-    }
-    for word, column in columns.items():
-        if column:
+    for word in ("group", "weight", "domain", "split"):
+        if vars(args)[f"{word}_column"]:
             raise RequestError(f"folders say no {word}s; {advice}--{word}-column")
     # Refused rather than ignored: folders would be taken for what somebody said of a table.
     for option in ("path_column", "label_column", "delimiter", "no_header", "keep_na"):
         if getattr(args, option):
-            raise RequestError(f"--{option.replace('_', '-')} is about a table, and folders say the labels; {advice}it")
+            raise RequestError(f"{option_name(option)} is about a table, and folders say the labels; {advice}it")
     return labels_from_folders(
         root, merge_spellings=args.merge_spellings, class_folder=args.class_folder or "innermost"
     )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the verb below says."""
+    return {"add": run_add, "ls": run_ls}[args.task_verb](args)
 
 
 def run_add(args: argparse.Namespace) -> int:
@@ -222,14 +210,7 @@ def run_add(args: argparse.Namespace) -> int:
         from featurecache.advice.unlabelled import near_copy_groups
 
         alike = near_copy_groups(store)
-    task = store.add_task(
-        args.name,
-        labels,
-        allow_missing=args.allow_missing,
-        replace=args.replace,
-        alike=alike,
-        random_state=args.random_state,
-    )
+    task = called(args, store.add_task, labels=labels, alike=alike)
     if args.json:
         print_json(describe_task(store, task))
     else:

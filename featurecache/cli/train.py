@@ -16,6 +16,7 @@ from featurecache.cli.options import (
     add_memory_option,
     add_metric_option,
     add_threshold_options,
+    called,
     features_of,
     heads_of,
     memory_of,
@@ -49,18 +50,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "train",
-        common=(
-            "--task",
-            "--head",
-            "--tap",
-            "--backbone",
-            "--save",
-            "--metric",
-            "--balanced",
-            "--depths",
-            "--wide",
-            "--json",
-        ),
+        common="--task --head --tap --backbone --save --metric --balanced --depths --wide --json",
         help="train heads on cached features and compare them honestly",
         example="""
           featurecache train flowers.cache --task species
@@ -91,7 +81,6 @@ def add_parser(verbs: Any) -> None:
     add_training_options(parser)
     add_layers_options(parser)
     add_adapting_options(parser)
-    parser.set_defaults(run=run)
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -213,18 +202,7 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
     """Return the settings that the options name."""
     from featurecache.train import TrainingSettings
 
-    return TrainingSettings(
-        heads=heads_of(args.head),
-        tta=args.tta,
-        balanced=args.balanced,
-        metric=args.metric,
-        threshold=args.threshold,
-        positive=args.positive,
-        n_jobs=args.jobs,
-        memory=memory_of(args),
-        keep=args.keep,
-        random_state=args.random_state,
-    )
+    return called(args, TrainingSettings, heads=heads_of(args.head), n_jobs=args.jobs, memory=memory_of(args))
 
 
 def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: bool = False) -> None:

@@ -18,10 +18,9 @@ from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.agreement import Agreement, choose_by_agreement
 from featurecache.evaluation.configuring import resolve
 from featurecache.evaluation.domains import cached_rows_of_domain
-from featurecache.evaluation.intervals import LEAST_GROUPS
+from featurecache.evaluation.intervals import LEAST_GROUPS, wilson
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.near_copies import near_copies
-from featurecache.evaluation.proportions import wilson
 from featurecache.evaluation.search import search
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.evaluation.task_features import read_splits, splits_without_features

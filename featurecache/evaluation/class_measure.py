@@ -11,7 +11,7 @@ from sklearn.metrics import precision_recall_fscore_support, recall_score
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import Comparison, compare
 from featurecache.evaluation.measure import Measure, ScoreValues
-from featurecache.evaluation.row_scores import (
+from featurecache.evaluation.metrics import (
     average_precision,
     balanced_weights,
     f1_rows,

@@ -6,20 +6,15 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import average_precision, ranked
 from featurecache.evaluation.class_measure import OfClasses
 from featurecache.evaluation.measure import Measure, ScoreValues
+from featurecache.evaluation.metrics import log_loss_rows, mean_rows, roc_auc
 from featurecache.evaluation.number_measure import OfNumbers
 from featurecache.evaluation.resampled_measure import ResampledMeasure, check_known, where_known
-from featurecache.evaluation.row_scores import log_loss_rows, mean_rows, roc_auc
 from featurecache.evaluation.scores import OutputScores
 from featurecache.heads.checks import UNKNOWN, is_known, is_partial
 from featurecache.heads.thresholds import ThresholdRule

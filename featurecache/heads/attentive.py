@@ -115,7 +115,7 @@ class AttentiveClassifier(ClassOutputs, StackedEstimator):
         super().check_options()
 
     def _stack(self) -> tuple[type[StackedModels], tuple[int, ...], int]:
-        from featurecache.heads.gradient.attention import StackedAttention
+        from featurecache.heads.gradient.stacked import StackedAttention
 
         width = self.n_features_in_ // self.num_tokens
         # As many as divide the width: each query pools a slice of its own.

@@ -15,9 +15,8 @@ from featurecache.cli import main
 from featurecache.deployment.kept import keep_head
 from featurecache.deployment.saved import open_head
 from featurecache.evaluation import search as searching
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.refit import is_fitted
-from featurecache.evaluation.trained_head import reported_rows
+from featurecache.evaluation.trained_head import HeadResult, reported_rows
 from featurecache.evaluation.training import TrainingReport
 from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore

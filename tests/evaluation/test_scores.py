@@ -9,8 +9,15 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.class_measure import OfClasses
-from featurecache.evaluation.intervals import Cells, effective_sizes, intervals, summaries
-from featurecache.evaluation.proportions import clopper_pearson, mid_p, wilson
+from featurecache.evaluation.intervals import (
+    Cells,
+    clopper_pearson,
+    effective_sizes,
+    intervals,
+    mid_p,
+    summaries,
+    wilson,
+)
 from featurecache.evaluation.scores import confusion, score
 
 pytestmark = pytest.mark.quick
