@@ -22,6 +22,7 @@
     python scripts/benchmark.py start-up photos --images 180
     python scripts/benchmark.py texts --texts 320
     python scripts/benchmark.py units --samples 1000000
+    python scripts/benchmark.py passes
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
@@ -44,6 +45,7 @@ from benchmarks import (
     extraction,
     heads,
     life,
+    passes,
     reading,
     recipe,
     small,
@@ -127,6 +129,7 @@ def main() -> None:
         "texts": (texts.bench_texts, texts.add_texts_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
         "units": (units.bench_units, units.add_units_options),
+        "passes": (passes.bench_passes, passes.add_passes_options),
     }
     for name, (bench, add_options) in benches.items():
         sub = which.add_parser(name, help=bench.__doc__)

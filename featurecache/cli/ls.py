@@ -151,9 +151,10 @@ def _shown(*, as_json: bool) -> Iterator[Callable[[CacheProgress], None]]:
 def _print_progress(found: CacheProgress) -> None:
     sentences = []
     # What is done is said once, at the end.
-    for item in [item for item in found.sets if found.is_done or item.num_rows < item.num_listed]:
+    for item in [item for item in found.sets if found.is_done or item.is_open or item.num_rows < item.num_listed]:
         speed, rest = _speed_and_rest(item)
-        more = f", {speed} rows/s, {rest} left" if rest else ""
+        more = (f", {speed} rows/s" if speed else "") + (f", {rest} left" if rest else "")
+        more = f" listed so far{more}" if item.is_open else more
         sentences.append(f"{item.features}: {item.num_rows} of {counted(item.num_listed, 'row')}{more}")
     print_line("; ".join([*sentences, _workers_in_words(found)]))
     sys.stdout.flush()  # whoever follows a file or a pipe wants it now
@@ -161,8 +162,10 @@ def _print_progress(found: CacheProgress) -> None:
 
 def _speed_and_rest(item: SetProgress) -> tuple[str, str]:
     """Return rows per second and the remaining time; of what is done, or was not committed lately, neither."""
-    if item.rate is None or item.seconds_left is None or item.num_rows == item.num_listed:
+    if item.rate is None or (item.num_rows == item.num_listed and not item.is_open):
         return "", ""
+    if item.seconds_left is None:
+        return f"{item.rate:.1f}", ""
     minutes, seconds = divmod(math.ceil(item.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{item.rate:.1f}", f"{hours}:{minutes:02d}:{seconds:02d}"
@@ -176,6 +179,7 @@ def _workers_in_words(found: CacheProgress) -> str:
     if not words:
         # Work may have been asked for elsewhere and not have begun.
         left = f"; no features yet of {', '.join(found.waiting)}" if found.waiting else ""
+        left += "; a source is listed in part: extract it again, and the rest follows" if found.is_listing else ""
         return f"no worker{left}"
     return f"{counted(len(words), 'worker')}: {', '.join(words)}"
 
@@ -189,7 +193,7 @@ def _missing_in_words(found: CacheProgress) -> str:
 
 
 def _worker_in_words(worker: LiveWorker) -> str:
-    what = "scans" if worker.is_scanning else counted(worker.num_shards, "shard")
+    what = "scans" if worker.is_scanning and not worker.num_shards else counted(worker.num_shards, "shard")
     return f"{worker.host} {worker.pid} ({what}, seen {worker.age:.0f} s ago)"
 
 

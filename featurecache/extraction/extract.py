@@ -248,5 +248,9 @@ def run_extraction(
     with closing(job.kept):
         # Workers in other processes read by themselves.
         listing = scan(job, progress=progress, keeps=engine == "local")
-        done = sum(chosen.run(ExtractionWork(job)), WorkerReport())
+        done = sum(chosen.run(ExtractionWork(job, is_listed=listing is not None)), WorkerReport())
+        if listing is None:  # its workers have made it
+            listing = FeatureStore(job.cache).listings.load(job.opened_source.key)
+    if listing is None:
+        raise RequestError(f"the engine {engine} has run no worker to its end, so {job.cache} lists nothing")
     return report_extraction(job, listing, done, seconds=perf_counter() - started)

@@ -80,6 +80,16 @@ class KnownUnits:
                     return part, number
         return None
 
+    def has(self, found: FoundUnit) -> bool:
+        """Tell whether a unit is written down as it is, and the sample table has its rows.
+
+        Samples that could not be read have none.
+        """
+        if (pointer := self.find(found)) is None:
+            return False
+        _, rows, lengths = pointer[0].runs(pointer[1])
+        return bool((rows + np.where(rows < 0, 0, lengths)).max() <= self._num_samples)
+
     def is_whole(self, pointer: UnitPointer) -> bool:
         """Tell whether all samples of a unit have a row of the sample table."""
         _, rows, lengths = pointer[0].runs(pointer[1])

@@ -140,6 +140,7 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
     num_samples = len(listing.held)
     # By what is there now: another worker may have computed what one of them had to leave.
     left = np.array(list(work.postponed), np.int64)
+    left = left[listing.held.contains(left)]  # workers that list a source may find it changed once more at the end
     lacking = {row for s in sets for row in left[~s.open().held.contains(left)].tolist()}
     postponed = {row: reason for row, reason in work.postponed.items() if row in lacking}
     # And where ``auto`` stands for another type.
@@ -152,7 +153,8 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
         num_files=len(listing),
         num_samples=num_samples,
         num_extracted=work.num_rows,
-        num_cached=(num_samples - len(postponed)) * len(job.variants) - work.num_rows,
+        # What a worker computed that the listing does not hold was changed before all was listed.
+        num_cached=max((num_samples - len(postponed)) * len(job.variants) - work.num_rows, 0),
         ignored=listing.ignored,
         num_cut=len(rows_recorded([c for s in sets for c in s.open().commits], "cut", listing.held)),
         noun="row" if job.opened_source.modality == "text" else "file",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import sleep
 
 import numpy as np
 
 from featurecache.errors import SourceError
+from featurecache.extraction.blocks import unlisted_blocks
 from featurecache.extraction.identify import identified, known_rows
 from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.known_units import units_of
+from featurecache.extraction.known_units import FoundUnit, units_of
 from featurecache.extraction.recall import recall
 from featurecache.extraction.unit_scan import scan_units
 from featurecache.progress import Progress, Silent
@@ -26,11 +27,12 @@ from featurecache.store.store import FeatureStore
 _PAUSE = 0.25
 
 
-def scan(job: ExtractionJob, *, progress: Progress | None = None, keeps: bool = False) -> Listing:
+def scan(job: ExtractionJob, *, progress: Progress | None = None, keeps: bool = False) -> Listing | None:
     """Give every input of a job's source its row, and keep the listing in the cache, which is made where there is none.
 
     Once for a job, before its workers: they take from the cache what the source holds. A wrong request fails here,
-    before anything is written and before millions of inputs are read.
+    before anything is written and before millions of inputs are read. A large source in units is left to the workers,
+    which read it in blocks and compute each in the same pass.
 
     Parameters
     ----------
@@ -44,8 +46,8 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None, keeps: bool = 
 
     Returns
     -------
-    Listing
-        As it lies in the cache.
+    Listing or None
+        As it lies in the cache; None where the workers are to make it.
     """
     source, progress = job.opened_source, progress or Silent()
     if job.views is not None:
@@ -60,11 +62,21 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None, keeps: bool = 
         check_source(source)
     if not all(recall(job, store).values()):
         _ = job.network  # an unknown backbone or tap, or one for other samples, shows here
-    return scan_into(store or FeatureStore.create(job.cache), source, progress, kept)[0]
+    units = units_of(source)
+    if unlisted_blocks(job, store, units):
+        FeatureStore.create(job.cache)
+        return None
+    return scan_into(store or FeatureStore.create(job.cache), source, progress, kept, units)[0]
 
 
 def scan_into(
-    store: FeatureStore, source: Source, progress: Progress, kept: Spill | None = None
+    store: FeatureStore,
+    source: Source,
+    progress: Progress,
+    kept: Spill | None = None,
+    units: Sequence[FoundUnit] | None = None,
+    *,
+    generation: int | None = None,
 ) -> tuple[Listing, int]:
     """Give every input of a source its row in a cache, and keep the listing there.
 
@@ -76,6 +88,10 @@ def scan_into(
     progress : Progress
     kept : Spill, optional
         Keeps the bytes that are read, for a worker of this process.
+    units : sequence of FoundUnit, optional
+        Those of the source, where they are at hand.
+    generation : int, optional
+        A listing after this one needs no scan, whoever has made it; by default one that was made while this one waited.
 
     Returns
     -------
@@ -84,10 +100,10 @@ def scan_into(
     num_read : int
         Inputs that were read here; the others are as they were, or another process has read them meanwhile.
     """
-    with _alone(store, source.key, progress) as made_meanwhile:
+    with _alone(store, source.key, progress, generation) as made_meanwhile:
         if made_meanwhile is not None:
             return made_meanwhile, 0
-        if (units := units_of(source)) is not None:
+        if (units := units_of(source) if units is None else units) is not None:
             return scan_units(store, source, units, progress, kept)
         before = store.listings.load(source.key)
         entries = Entries.of(source)
@@ -105,7 +121,7 @@ def scan_into(
 
 
 @contextmanager
-def _alone(store: FeatureStore, source: str, progress: Progress) -> Iterator[Listing | None]:
+def _alone(store: FeatureStore, source: str, progress: Progress, generation: int | None) -> Iterator[Listing | None]:
     """Scan a source while no other process does: of several that begin together one reads and hashes it, for all.
 
     Yields
@@ -113,7 +129,8 @@ def _alone(store: FeatureStore, source: str, progress: Progress) -> Iterator[Lis
     Listing or None
         That another process has made while this one waited.
     """
-    leases, before, has_waited = store.listings.leases(source), store.listings.generation(source), False
+    leases, has_waited = store.listings.leases(source), generation is not None
+    before = store.listings.generation(source) if generation is None else generation
     while True:
         with leases.hold("scan") as is_mine:
             if is_mine:

@@ -21,6 +21,7 @@ from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import run_pipeline
 from featurecache.extraction.reading import inputs_of_rows
+from featurecache.spill import Spill
 from featurecache.store.listings import Listing
 from featurecache.store.precision import MOST_ERROR, error_as, finite_rows
 from featurecache.store.row_runs import RowRuns
@@ -40,7 +41,9 @@ _IDS_AT_ONCE = 1 << 20
 _ORDER = np.dtype(">u8")
 
 
-def choose_types(job: ExtractionJob, store: FeatureStore, listing: Listing) -> dict[str, str]:
+def choose_types(
+    job: ExtractionJob, store: FeatureStore, listing: Listing, kept: Spill | None, *, is_whole: bool = True
+) -> dict[str, str]:
     """Return the stored type of each tap of a job, the same for the plain features and those of views.
 
     Parameters
@@ -50,6 +53,10 @@ def choose_types(job: ExtractionJob, store: FeatureStore, listing: Listing) -> d
         The cache of the job.
     listing : Listing
         What its source holds.
+    kept : Spill or None
+        Bytes of it that are kept.
+    is_whole : bool
+        It is all that the source holds. Of a part, nothing is chosen where every input is bad: the result is empty.
     """
     backbone, taps = job.network.backbone, job.network.taps
     if job.settings.dtype != "auto":
@@ -57,7 +64,9 @@ def choose_types(job: ExtractionJob, store: FeatureStore, listing: Listing) -> d
     fingerprints = [replace(backbone.identity, views=views).fingerprint for views in reversed(job.variants)]
     types = {tap.name: _known_type(store, fingerprints, tap.name) for tap in taps}
     unknown = [tap for tap in taps if types[tap.name] is None]
-    features = _measured_features(job, store, listing, unknown) if unknown else {}
+    features = _measured_features(job, store, listing, unknown, kept) if unknown else {}
+    if not is_whole and not all(map(len, features.values())):
+        return {}
     for tap in unknown:
         types[tap.name] = _choose_type(store, backbone, tap, features[tap.name])
     return {name: dtype for name, dtype in types.items() if dtype is not None}
@@ -86,7 +95,7 @@ def _choose_type(store: FeatureStore, backbone: Backbone, tap: Tap, values: NDAr
 
 
 def _measured_features(
-    job: ExtractionJob, store: FeatureStore, listing: Listing, taps: Sequence[Tap]
+    job: ExtractionJob, store: FeatureStore, listing: Listing, taps: Sequence[Tap], kept: Spill | None
 ) -> dict[str, NDArray[np.float32]]:
     """Return finite features of the samples with the smallest ids, in the reference runtime."""
     backbone, settings = job.network.backbone, job.settings
@@ -101,7 +110,7 @@ def _measured_features(
         with modality.undisturbed():
             for start in range(0, len(rows), _ROWS_MEASURED):
                 some = rows[start : start + _ROWS_MEASURED]
-                inputs = inputs_of_rows(job.opened_source, listing, store.samples, some, kept=job.kept)
+                inputs = inputs_of_rows(job.opened_source, listing, store.samples, some, kept=kept)
                 for outcome in run_pipeline(inputs, runtime, modality, num_workers=settings.num_workers):
                     good = np.array([problem is None for problem in outcome.problems], bool)
                     num_found += int(good.sum())

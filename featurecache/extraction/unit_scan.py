@@ -23,6 +23,7 @@ from featurecache.sources.source import NO_STAMP, Source
 from featurecache.spill import Spill
 from featurecache.store.format_file import UNITS, require
 from featurecache.store.listings import Listing, UnitListing
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.unit_listings import ListedUnit, UnitPart, UnitWriter
@@ -66,14 +67,13 @@ def scan_units(
     num_new = sum(pointer is None or not known.is_whole(pointer) for _, pointer in found)
     if num_new > 1:
         progress.start("reading", num_new)
-    gathered = _Gathered(store, writer)
+    gathered = Gathered(store, writer)
     for unit, pointer in found:
         if pointer is not None and known.is_whole(pointer):
             gathered.keep(pointer)
             continue
-        new = _listed(source, unit, pointer, known)
         # Of one unit the samples are counted, of several the units: how many samples they hold is not known yet.
-        _read(source, unit, new, Silent() if num_new > 1 else progress, kept)
+        new = read_unit(source, unit, known, Silent() if num_new > 1 else progress, kept)
         if num_new > 1:
             progress.advance(1)
         if pointer is not None and new.is_as_before(*pointer):
@@ -113,10 +113,10 @@ def look_at_units(
     new : ndarray of uint8, shape (n, 32)
         Ids of what the cache has never seen.
     """
-    known, seen = KnownUnits(before, [], len(store.samples)), list[_NewUnit]()
+    loose = store.listings.writer(source.key).loose()
+    known, seen = KnownUnits(before, loose, len(store.samples)), list[NewUnit]()
     for unit in units:
-        new = _listed(source, unit, known.find(unit), known)
-        _read(source, unit, new, progress, None)
+        new = read_unit(source, unit, known, progress, None)
         if len(new.rows):
             seen.append(new)
     # All at once: the whole table streams past them.
@@ -126,19 +126,31 @@ def look_at_units(
     for of_unit, indices, _ in read:
         of_unit[indices] = rows[first : first + len(indices)]
         first += len(indices)
-    listing = Listing(
-        source.key,
-        TextColumn.joined([unit.entries.names for unit in seen]),
-        np.concatenate([np.zeros((0, 4), np.int64), *(unit.entries.stamps for unit in seen)]),
-        np.concatenate([np.zeros(0, np.int64), *(unit.rows for unit in seen)]),
-        {name: why for unit in seen for name, why in unit.entries.problems.items()},
-        ignored=IgnoredFiles.joined(unit.ignored for unit in seen),
+    return listing_of_units(source.key, seen), ids[rows < 0]
+
+
+def listing_of_units(key: str, units: Sequence[NewUnit]) -> Listing:
+    """Return, in columns, what some units of a source hold.
+
+    Parameters
+    ----------
+    key : str
+        Of the source.
+    units : sequence of NewUnit
+        In the order of names.
+    """
+    return Listing(
+        key,
+        TextColumn.joined([unit.entries.names for unit in units]),
+        np.concatenate([np.zeros((0, 4), np.int64), *(unit.entries.stamps for unit in units)]),
+        np.concatenate([np.zeros(0, np.int64), *(unit.rows for unit in units)]),
+        {name: why for unit in units for name, why in unit.entries.problems.items()},
+        ignored=IgnoredFiles.joined(unit.ignored for unit in units),
     )
-    return listing, ids[rows < 0]
 
 
 @dataclass
-class _NewUnit:
+class NewUnit:
     """A unit that is not written down yet.
 
     Attributes
@@ -185,11 +197,32 @@ class _NewUnit:
         )
 
 
-def _listed(source: Source, found: FoundUnit, pointer: UnitPointer | None, known: KnownUnits) -> _NewUnit:
+def read_unit(source: Source, found: FoundUnit, known: KnownUnits, progress: Progress, kept: Spill | None) -> NewUnit:
+    """List a unit, unless that is known, and read those of its samples that may have changed.
+
+    Parameters
+    ----------
+    source : Source
+    found : FoundUnit
+    known : KnownUnits
+        What the cache knows of it.
+    progress : Progress
+        Told of each sample that is read.
+    kept : Spill, optional
+        Keeps the bytes that are read.
+    """
+    new = _listed(source, found, known)
+    unknown = np.flatnonzero(new.rows < 0)
+    if len(unknown):
+        new.read += identified(source, new.entries, unknown, progress, kept, [found.unit])
+    return new
+
+
+def _listed(source: Source, found: FoundUnit, known: KnownUnits) -> NewUnit:
     """Return the entries of a unit, and the rows of those that are as they were; it is listed unless that is known."""
-    was = known.as_it_was(found, pointer)
+    was = known.as_it_was(found, known.find(found))
     if was is not None:
-        return _NewUnit(found.prefix, _entries_of(was), was.rows, was.ignored)
+        return NewUnit(found.prefix, _entries_of(was), was.rows, was.ignored)
     entries = Entries.of(source, [found.unit])
     try:
         entries.names.without_prefix(found.prefix)
@@ -202,14 +235,7 @@ def _listed(source: Source, found: FoundUnit, pointer: UnitPointer | None, known
         before = _entries_of(earlier)
         indices = entries.unchanged_since(before.names, before.stamps)
         rows = np.where(indices < 0, -1, earlier.rows[indices])
-    return _NewUnit(found.prefix, entries, rows, ignored)
-
-
-def _read(source: Source, found: FoundUnit, new: _NewUnit, progress: Progress, kept: Spill | None) -> None:
-    """Read those samples of a unit that may have changed."""
-    unknown = np.flatnonzero(new.rows < 0)
-    if len(unknown):
-        new.read += identified(source, new.entries, unknown, progress, kept, [found.unit])
+    return NewUnit(found.prefix, entries, rows, ignored)
 
 
 def _entries_of(unit: ListedUnit) -> Entries:
@@ -221,7 +247,7 @@ def _entries_of(unit: ListedUnit) -> Entries:
 
 
 @dataclass
-class _Gathered:
+class Gathered:
     """Gathers units until they are worth a part, and gives their samples rows.
 
     Attributes
@@ -229,19 +255,22 @@ class _Gathered:
     pointers : list of (UnitPart, int) or None
         Where each unit is written down, in order; None of those that wait.
     num_read : int
+    new_rows : RowRuns
+        Rows that the sample table did not have.
     """
 
     store: FeatureStore
     writer: UnitWriter
     pointers: list[UnitPointer | None] = field(default_factory=list)
     num_read: int = 0
-    _waiting: list[_NewUnit] = field(default_factory=list)
+    new_rows: RowRuns = field(default_factory=lambda: RowRuns.of([]))
+    _waiting: list[NewUnit] = field(default_factory=list)
 
     def keep(self, pointer: UnitPointer) -> None:
         """Take a unit that is written down."""
         self.pointers.append(pointer)
 
-    def add(self, new: _NewUnit) -> None:
+    def add(self, new: NewUnit) -> None:
         """Take a unit that is to be written; one that holds nothing is no unit."""
         if not len(new.rows):
             return
@@ -262,7 +291,7 @@ class _Gathered:
         ]
         if read:
             names = [unit.entries.names.take(indices).without_prefix(unit.prefix) for _, unit, indices, _ in read]
-            rows = self.store.samples.append(
+            rows, added = self.store.samples.add(
                 np.concatenate([ids for _, _, _, ids in read]),
                 TextColumn.joined(names),
                 np.concatenate([unit.entries.stamps[indices, 0] for _, unit, indices, _ in read]),
@@ -273,6 +302,8 @@ class _Gathered:
             for (_, unit, indices, _), of_unit in zip(read, np.split(rows, ends[:-1]), strict=True):
                 unit.rows[indices] = of_unit
             self.num_read += len(rows)
+            starts, stops = np.array(added, np.int64).reshape(-1, 2).T
+            self.new_rows = RowRuns.union([(self.new_rows.starts, self.new_rows.stops), (starts, stops)])
         if self._waiting:
             part = self.writer.add([unit.listed() for unit in self._waiting])
             free = [index for index, pointer in enumerate(self.pointers) if pointer is None]
@@ -290,11 +321,13 @@ def _with_fewer_parts(pointers: Sequence[UnitPointer], writer: UnitWriter) -> li
     if len(small) <= _MOST_SMALL_PARTS:
         return list(pointers)
     moved = [index for index, (part, _) in enumerate(pointers) if part.key in small]
-    found = list(pointers)
-    for first in range(0, len(moved), _MOST_UNITS):
-        some = moved[first : first + _MOST_UNITS]
-        part = writer.add([pointers[index][0].unit(pointers[index][1]) for index in some])
-        for number, index in enumerate(some):
+    found, units = list(pointers), [pointers[index] for index in moved]
+    # What is written down together is in memory at once, here as elsewhere.
+    ends = np.cumsum([part.starts[number + 1] - part.starts[number] for part, number in units])
+    of_part = ends // _MOST_SAMPLES + np.arange(len(units)) // _MOST_UNITS
+    for some in np.split(np.array(moved), np.flatnonzero(np.diff(of_part)) + 1):
+        part = writer.add([pointers[index][0].unit(pointers[index][1]) for index in some.tolist()])
+        for number, index in enumerate(some.tolist()):
             found[index] = part, number
     return found
 

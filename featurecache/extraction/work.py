@@ -8,27 +8,31 @@ until something has to be computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from time import perf_counter
 
 from featurecache.errors import RequestError
-from featurecache.extraction.job import ExtractionJob, LoadedNetwork
+from featurecache.extraction.blocks import unlisted_blocks
+from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.known_units import units_of
 from featurecache.extraction.plan import missing_shards
-from featurecache.extraction.recall import Variant, recall
+from featurecache.extraction.recall import recall
+from featurecache.extraction.scan import scan_into
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import at_most_cores
 from featurecache.progress import Progress, Silent
-from featurecache.sources.opening import SourceSpec
 from featurecache.specs import ExtractionSettings
-from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
 from featurecache.wording import counted
 
 
 def work(
-    job: ExtractionJob, *, device: str | None = None, cores: int | None = None, progress: Progress | None = None
+    job: ExtractionJob,
+    *,
+    device: str | None = None,
+    cores: int | None = None,
+    progress: Progress | None = None,
+    is_listed: bool | None = None,
 ) -> WorkerReport:
     """Work on a job until nothing is left that this worker could do.
 
@@ -42,6 +46,8 @@ def work(
         Cores that this worker counts on; all where left out.
     progress : Progress, optional
         Told how far it is.
+    is_listed : bool, optional
+        Whether the scan has listed the source, or has left that to its workers; seen here where it is left out.
 
     Raises
     ------
@@ -52,43 +58,42 @@ def work(
     """
     if device is not None:  # else the same object, with what this process has loaded for it
         job = replace(job, settings=replace(job.settings, device=device))
+    progress, key = progress or Silent(), job.opened_source.key
     # Around everything: torch and the threads that decode both ask how many cores there are.
-    with at_most_cores(cores):
-        store = FeatureStore.open(job.cache)
-        listing = store.listings.load(job.opened_source.key)
-        if listing is None:
-            raise RequestError(
-                f"{job.cache} holds no listing of {job.opened_source.key}; scan the source before work begins"
-            )
+    with at_most_cores(cores), ExitStack() as opened:
+        store, worker = FeatureStore.open(job.cache), None
+        units = None if is_listed else units_of(job.opened_source)
+        if units is not None:
+            generation = store.listings.generation(key)
+            if blocks := unlisted_blocks(job, store, units):
+                # Late: torch takes seconds to import, and a run over untouched inputs takes hundredths of one.
+                from featurecache.extraction.job_worker import work_on_blocks
+
+                worker = work_on_blocks(job, store, units, blocks, progress, opened)
+            if blocks or not generation or is_listed is False:
+                # The first that gets here; what it may have to read has no stamp, holds nothing, or could not be read.
+                scan_into(store, job.opened_source, progress, units=units, generation=generation)
+        if (listing := store.listings.load(key)) is None:
+            raise RequestError(f"{job.cache} holds no listing of {key}; scan the source before work begins")
         report, types = WorkerReport(), dict[str, str]()
         for views, sets in recall(job, store).items():
-            if sets is None or missing_shards(sets, listing.held):
-                network, started = job.network, perf_counter()
-                # Late: torch takes seconds to import, and a run over untouched inputs takes hundredths of one.
-                from featurecache.extraction.stored_type import choose_types
-                from featurecache.extraction.worker import Worker
+            if worker is None and (sets is None or missing_shards(sets, listing.held)):
+                from featurecache.extraction.job_worker import make_worker
 
+                worker = opened.enter_context(make_worker(job, store, listing, progress, views=views, types=types))
+            if worker is not None:
+                worker.listing, worker.kept = listing, job.kept
+                worker.complete(listing.held)
+                report, sets = report + worker.report(), list(worker.sets)
                 # Once for all variants: heads on views are scored on plain features, so both have one type.
-                types = types or choose_types(job, store, listing)
-                sets = _add_sets(network, store, views, types)
-                worker = Worker(
-                    store=store,
-                    sets=sets,
-                    source=job.opened_source,
-                    listing=listing,
-                    backbone=network.backbone,
-                    taps={tap.name: tap for tap in network.taps},
-                    settings=job.settings,
-                    progress=progress or Silent(),
-                    kept=job.kept,
-                    spec=job.source if isinstance(job.source, SourceSpec) else None,
-                )
-                startup = WorkerReport(startup_seconds=perf_counter() - started)
-                report += worker.run(listing.held) + startup
+                types = {feature_set.tap: feature_set.dtype for feature_set in sets}
+                # Now: the next variant takes the device for itself.
+                opened.close()
+                worker = None
                 # Only now: what is remembered must be there, or the next run would take it for cached.
                 if (digest := job.digests.get(views)) is not None:
                     store.remember_request(digest, sets[0].fingerprint, [s.tap for s in sets])
-            report += WorkerReport(sets=tuple(s.folder.path.relative_to(store.path).as_posix() for s in sets))
+            report += WorkerReport(sets=tuple(s.folder.path.relative_to(store.path).as_posix() for s in sets or ()))
         return report + WorkerReport(startup_seconds=job.network.seconds) if types else report
 
 
@@ -100,9 +105,12 @@ class ExtractionWork:
     ----------
     job : ExtractionJob
         Its source was scanned into its cache.
+    is_listed : bool, optional
+        As for `work`.
     """
 
     job: ExtractionJob
+    is_listed: bool | None = None
 
     @property
     def settings(self) -> ExtractionSettings:
@@ -113,29 +121,8 @@ class ExtractionWork:
         self, *, device: str | None = None, cores: int | None = None, progress: Progress | None = None
     ) -> WorkerReport:
         """Work until nothing is left that this worker could do; see `work`."""
-        return work(self.job, device=device, cores=cores, progress=progress)
+        return work(self.job, device=device, cores=cores, progress=progress, is_listed=self.is_listed)
 
     def progress_in_words(self) -> str:
         """Say how many shards are in the cache."""
         return f"{counted(sum(1 for _ in self.job.cache.glob('features/*/*/*/commits/*.json')), 'shard')} committed"
-
-
-def _add_sets(
-    network: LoadedNetwork, store: FeatureStore, views: Variant, types: Mapping[str, str]
-) -> list[FeatureSet]:
-    """Add a feature set for each tap, and keep with it what is doubtful about the backbone."""
-    backbone = network.backbone
-    identity = replace(backbone.identity, views=views)
-    about = BackboneAbout(
-        num_parameters=backbone.num_parameters,
-        num_trainable=backbone.num_trainable,
-        weights_source=backbone.weights_source,
-        license=backbone.license,
-        classifier=backbone.classifier,
-        notes=list(backbone.notes),
-    )
-    sets = [store.add_feature_set(identity, about, tap.name, types[tap.name]) for tap in network.taps]
-    for feature_set in sets:
-        for warning in backbone.warnings:
-            feature_set.keep_warning(warning)
-    return sets

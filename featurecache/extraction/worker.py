@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
 from time import perf_counter, sleep
+from typing import Self
 
 import msgspec
 
@@ -30,10 +31,17 @@ from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality, modality_of, without_resizing
 from featurecache.extraction.open_shards import MOST_DIGESTED, OpenShard
 from featurecache.extraction.pipeline import Outcome, run_chunks
-from featurecache.extraction.plan import SMALLEST_SHARD, SMALLEST_SHARD_ON_GPU, PlannedShard, missing_shards
+from featurecache.extraction.plan import (
+    LARGEST_SHARD,
+    SMALLEST_SHARD,
+    SMALLEST_SHARD_ON_GPU,
+    PlannedShard,
+    missing_shards,
+    plan_extraction,
+)
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.runtimes import Runtimes
-from featurecache.extraction.worker_report import WorkerReport
+from featurecache.extraction.worker_report import Round, WorkerReport
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.sources.opening import SourceSpec
@@ -58,20 +66,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _SECONDS_BETWEEN_REMARKS = 1.0
 
 
-@dataclass
-class _Round:
-    """What came of the shards of one plan."""
-
-    num_rows: int = 0
-    postponed: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Rows whose inputs changed or vanished, with name and reason: left for the next run."""
-    leased: bool = False
-    """Another worker is at a shard, or was first: what it leaves over is for another plan."""
-
-
 @dataclass(kw_only=True)
 class Worker:
-    """Everything that computing takes, held once.
+    """Everything that computing takes, held once; to be entered, and then given rows as often as there are some.
 
     Attributes
     ----------
@@ -90,6 +87,8 @@ class Worker:
         Bytes that the scan of the source has kept.
     spec : SourceSpec, optional
         What other processes open the source by.
+    startup_seconds : float
+        Until it could begin.
     """
 
     store: FeatureStore
@@ -103,10 +102,22 @@ class Worker:
     lengths: tuple[int, ...] | None = None
     kept: Spill | None = None
     spec: SourceSpec | None = None
+    startup_seconds: float = 0.0
     meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
     _open: list[OpenShard] = field(default_factory=list)
     _last_remark: float = field(default_factory=perf_counter)
     _processes: LoadingProcesses | None = None
+    _done: Round = field(default_factory=Round)
+    _is_ready: bool = False
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        self._stack.callback(self._close)
+        self._stack.enter_context(self.modality.undisturbed())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     @cached_property
     def modality(self) -> Modality:
@@ -116,11 +127,52 @@ class Worker:
     @cached_property
     def runtimes(self) -> Runtimes:
         """What executes the backbone."""
-        # When first needed, not with the worker: `run` may still change the settings, and the later the records are
-        # read, the more of other workers' choices are among them.
+        # When first needed, not with the worker: `complete` may still change the settings, and the later the records
+        # are read, the more of other workers' choices are among them.
         return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets), self.lengths)
 
     def run(self, rows: RowRuns | Rows) -> WorkerReport:
+        """Have the features of some rows cached, and end; see `complete`."""
+        with self:
+            self.complete(rows)
+            return self.report()
+
+    def report(self) -> WorkerReport:
+        """Return what was done so far."""
+        usage, runtimes = self.meter.usage(), self.runtimes.opened.values()
+        return WorkerReport(
+            num_rows=self._done.num_rows,
+            postponed=self._done.postponed,
+            runtime=next((runtime.name for runtime in runtimes), None) if usage.seconds else None,
+            trial=next((runtime.trial for runtime in runtimes if runtime.trial), {}),
+            startup_seconds=self.startup_seconds,
+            usage=(usage,) if usage.seconds else (),
+        )
+
+    def extend(self, rows: RowRuns, listing: Listing, kept: Spill | None, *, num_expected: int) -> None:
+        """Compute rows that are new, so that no feature set has them; what others are at is left to them.
+
+        Parameters
+        ----------
+        rows : RowRuns
+        listing, kept : Listing, Spill or None
+            What holds them, and the bytes that are kept of it.
+        num_expected : int
+            Rows that are about to come, these among them.
+
+        Raises
+        ------
+        DriftError
+            This machine makes other features than those that are there.
+        """
+        none = dict.fromkeys(self.taps, RowRuns.of([]))
+        shards = plan_extraction(rows, none, shard_rows=self.settings.shard_rows or LARGEST_SHARD)
+        self._prepare(shards)
+        estimate(shards, self.sets, self.taps, cache=self.store.path)  # is there room for them?
+        self.listing, self.kept = listing, kept
+        self._done.add(self._compute(shards, num_expected))
+
+    def complete(self, rows: RowRuns | Rows) -> None:
         """Have the features of some rows cached, by this worker or by others that are at it.
 
         Parameters
@@ -133,7 +185,6 @@ class Worker:
         DriftError
             This machine makes other features than those that are there.
         """
-        started, postponed, total, pause = perf_counter(), dict[int, tuple[str, str]](), 0, _FIRST_PAUSE
         on_cpu = checked_device(self.settings.device).type == "cpu"
         plan = partial(
             missing_shards,
@@ -142,48 +193,47 @@ class Worker:
             shard_rows=self.settings.shard_rows,
             smallest=SMALLEST_SHARD if on_cpu else SMALLEST_SHARD_ON_GPU,
         )
-        shards = plan()
+        shards, pause = plan(postponed=self._done.postponed), _FIRST_PAUSE
+        self._prepare(shards)
+        if shards:
+            # None where the runtime was chosen without a trial.
+            # Of texts the trial was at one length, and what theirs are is not known yet.
+            of_one_shape = (r for r in self.runtimes.opened.values() if len(r.lengths) < 2)
+            rate = next((runtime.trial.get(runtime.name) for runtime in of_one_shape), None)
+            expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=rate)
+            self.progress.start("extracting", expected.num_rows)
+            self.progress.note(expected.sentence())
+        while shards:
+            done = self._compute(shards, sum(len(shard.runs) for shard in shards))
+            self._done.add(done)
+            # What other workers held may be done by now, or left over by one that was killed.
+            shards = plan(postponed=self._done.postponed)
+            if not done.num_rows and not done.leased:
+                break
+            pause = _FIRST_PAUSE if done.num_rows else min(2 * pause, _LONGEST_PAUSE)
+            if shards and not done.num_rows:
+                sleep(pause)
+
+    def _prepare(self, shards: Sequence[PlannedShard]) -> None:
+        """Compare with what is there, and open what the first shards need, the first time."""
+        if self._is_ready:
+            return
+        started = perf_counter()
         if not shards:  # to compare a few inputs, a faster runtime is not worth its preparation
             self.settings = replace(self.settings, runtime="torch")
-        try:
-            with self.modality.undisturbed():
-                self._guard(shards)
-                if shards:
-                    self.runtimes.of(shards[0].taps)
-                self._keep_references()
-                startup = perf_counter() - started
-                if shards:
-                    # None where the runtime was chosen without a trial.
-                    # Of texts the trial was at one length, and what theirs are is not known yet.
-                    of_one_shape = (r for r in self.runtimes.opened.values() if len(r.lengths) < 2)
-                    rate = next((runtime.trial.get(runtime.name) for runtime in of_one_shape), None)
-                    expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=rate)
-                    self.progress.start("extracting", expected.num_rows)
-                    self.progress.note(expected.sentence())
-                while shards:
-                    done = self._compute(shards)
-                    total, postponed = total + done.num_rows, postponed | done.postponed
-                    # What other workers held may be done by now, or left over by one that was killed.
-                    shards = plan(postponed=postponed)
-                    if not done.num_rows and not done.leased:
-                        break
-                    pause = _FIRST_PAUSE if done.num_rows else min(2 * pause, _LONGEST_PAUSE)
-                    if shards and not done.num_rows:
-                        sleep(pause)
-            usage, runtimes = self.meter.usage(), self.runtimes.opened.values()
-            return WorkerReport(
-                num_rows=total,
-                postponed=postponed,
-                runtime=next((runtime.name for runtime in runtimes), None) if usage.seconds else None,
-                trial=next((runtime.trial for runtime in runtimes if runtime.trial), {}),
-                startup_seconds=startup,
-                usage=(usage,) if usage.seconds else (),
-            )
-        finally:
-            if self._processes is not None:
-                self._processes.close()
-            for runtime in self.runtimes.opened.values():
-                runtime.close()
+        self._guard(shards)
+        if shards:
+            self.runtimes.of(shards[0].taps)
+        self._keep_references()
+        self.startup_seconds += perf_counter() - started
+        self._is_ready = True
+
+    def _close(self) -> None:
+        """Close what was opened."""
+        if self._processes is not None:
+            self._processes.close()
+        for runtime in self.runtimes.opened.values():
+            runtime.close()
 
     def _guard(self, shards: Sequence[PlannedShard]) -> None:
         """Refuse to extend features that this machine would make differently."""
@@ -219,9 +269,9 @@ class Worker:
         # Also where nothing lacks: another worker may have published its own while ours was opening its runtime.
         self.runtimes.agree(drift.recorded_provenance(self.sets))
 
-    def _compute(self, shards: Sequence[PlannedShard]) -> _Round:
+    def _compute(self, shards: Sequence[PlannedShard], num_expected: int) -> Round:
         """Compute, write and commit shards, except those that another worker is at or has done."""
-        done, writing = _Round(), deque[Future[_Round]]()
+        done, writing = Round(), deque[Future[Round]]()
         with ExitStack() as stack:
             stack.enter_context(self.meter.running())
             stack.callback(self._give_back)
@@ -242,7 +292,7 @@ class Worker:
                     num_digested=MOST_DIGESTED,
                     meter=self.meter,
                     progress=self.progress,
-                    pool=self._processes_for(runtime, sum(len(shard.rows) for shard in shards)),
+                    pool=self._processes_for(runtime, num_expected),
                 )
                 with closing(outcomes):
                     for shard, outcome in outcomes:
@@ -271,7 +321,7 @@ class Worker:
             )
         return self._processes
 
-    def _take(self, shards: Iterable[PlannedShard], done: _Round) -> Iterator[OpenShard]:
+    def _take(self, shards: Iterable[PlannedShard], done: Round) -> Iterator[OpenShard]:
         """Take the lease of each shard that is free and not done."""
         features = {feature_set.tap: feature_set for feature_set in self.sets}
         leases = Leases(self.store.path / "features" / self.sets[0].fingerprint / "leases")
@@ -300,18 +350,16 @@ class Worker:
             self._last_remark = perf_counter()
             self.progress.say(self.meter.usage().sentence())
 
-    def _settle(self, writing: deque[Future[_Round]], done: _Round, *, most: int) -> None:
+    def _settle(self, writing: deque[Future[Round]], done: Round, *, most: int) -> None:
         """Count the writes that are done, and wait where more than ``most`` are not."""
         while writing and (len(writing) > most or writing[0].done()):
             # Waiting here keeps features from filling the memory where the disk is slower than the network.
             started = perf_counter()
             written = writing.popleft().result()
             self.meter.waited["write"] += perf_counter() - started
-            done.num_rows += written.num_rows
-            done.postponed |= written.postponed
-            done.leased |= written.leased
+            done.add(written)
 
-    def _write(self, shard: OpenShard, outcome: Outcome, runtime: Runtime) -> _Round:
+    def _write(self, shard: OpenShard, outcome: Outcome, runtime: Runtime) -> Round:
         """Write features, and commit the shard when they were its last."""
         with self.meter.writing():
             if not shard.drafts:
@@ -321,22 +369,22 @@ class Worker:
             for draft in shard.drafts:
                 draft.add(outcome)
             shard.num_written += len(outcome.problems)
-            return self._publish(shard, runtime) if shard.num_written == len(shard.rows) else _Round()
+            return self._publish(shard, runtime) if shard.num_written == len(shard.rows) else Round()
 
-    def _publish(self, shard: OpenShard, runtime: Runtime) -> _Round:
+    def _publish(self, shard: OpenShard, runtime: Runtime) -> Round:
         """Commit a shard whose features are all there."""
         won = shard.publish(self.store.samples.ids, {"provenance": msgspec.to_builtins(drift.provenance_of(runtime))})
         bad = {index: error for draft in shard.drafts for index, error in draft.bad.items()}
         shard.close()
         self._open.remove(shard)
         if not won:  # the other worker may have had fewer rows in its shard: plan once more
-            return _Round(leased=True)
+            return Round(leased=True)
         postponed = {
             int(shard.rows[index]): (shard.inputs[index].name, error.reason)
             for index, error in bad.items()
             if error.status in TRANSIENT
         }
-        return _Round(len(shard.rows) - len(postponed), postponed)
+        return Round(len(shard.rows) - len(postponed), postponed)
 
     def _give_back(self) -> None:
         """Give back the leases of shards that were not committed."""

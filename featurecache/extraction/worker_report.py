@@ -48,3 +48,28 @@ class WorkerReport:
             startup_seconds=self.startup_seconds + other.startup_seconds,
             usage=(*self.usage, *other.usage),
         )
+
+
+@dataclass
+class Round:
+    """What came of the shards of one plan, or of several.
+
+    Attributes
+    ----------
+    num_rows : int
+        That were committed.
+    postponed : dict of int to (str, str)
+        Rows whose inputs changed or vanished, with name and reason: left for the next run.
+    leased : bool
+        Another worker is at a shard, or was first: what it leaves over is for another plan.
+    """
+
+    num_rows: int = 0
+    postponed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    leased: bool = False
+
+    def add(self, other: Round) -> None:
+        """Count what came of more shards."""
+        self.num_rows += other.num_rows
+        self.postponed |= other.postponed
+        self.leased |= other.leased

@@ -58,8 +58,9 @@ class Source(Protocol):
     the same process), ``kept`` (a `Spill`, set by a scan: a source that must read samples to list them puts the bytes
     there under their SHA-256, and gives them from there), and a method ``unit_stamp(unit)``, which returns what the
     names of a unit begin with, and of no other, and the stamp that all of them share but for the size: where an earlier
-    listing has both, the unit is not listed again; beside it a method ``ignored_of(unit)``, what a unit that was listed
-    holds besides samples.
+    listing has both, the unit is not listed again. The size there is that of the unit, 0 where it is not known: a large
+    source is read in blocks of units, of which one is listed while samples of the one before are opened. Beside it a
+    method ``ignored_of(unit)``, what a unit that was listed holds besides samples.
     """
 
     @property

@@ -79,7 +79,7 @@ class Tars:
         self._ignored: dict[str, IgnoredCounter] = {}
         self._members: dict[str, dict[str, _Member]] = {}
         self._file_systems: dict[str, RemoteFiles] = {}
-        self._walking = threading.Lock()
+        self._walking, self._remembering = threading.Lock(), threading.Lock()
         self.has_coarse_stamps = self.is_far
 
     def units(self) -> Iterator[Unit]:
@@ -109,8 +109,11 @@ class Tars:
 
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the images of a tar, in its order, all with the stamp of the tar."""
+        return self._list(unit, {})
+
+    def _list(self, unit: Unit, members: dict[str, _Member]) -> Iterator[Entry]:
+        """Yield the images of a tar, and fill in where they lie."""
         stamp, counter = self._stamp(unit), IgnoredCounter()
-        members: dict[str, _Member] = {}
         for member, content in self._walk(unit):
             name = self._name(unit, member.name)
             if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
@@ -129,13 +132,14 @@ class Tars:
 
     def _remember(self, unit: Unit, members: dict[str, _Member]) -> None:
         """Keep where the samples of the tars that were listed last lie."""
-        self._members.pop(unit.name, None)
-        self._members[unit.name] = members
-        total = sum(map(len, self._members.values()))
-        for name in [*self._members][:-_FEWEST_TARS]:
-            if total <= _MOST_MEMBERS:
-                break
-            total -= len(self._members.pop(name, {}))
+        with self._remembering:  # one thread may list a tar while others open samples of another
+            self._members.pop(unit.name, None)
+            self._members[unit.name] = members
+            total = sum(map(len, self._members.values()))
+            for name in [*self._members][:-_FEWEST_TARS]:
+                if total <= _MOST_MEMBERS:
+                    break
+                total -= len(self._members.pop(name, {}))
 
     def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
         """Yield the images of a tar by one pass over it, or as they were kept when it was listed."""
@@ -163,8 +167,8 @@ class Tars:
             # Where a member lies is known once its tar was walked, which another process may have done.
             with self._walking:  # once, not by every thread that reads
                 if (members := self._members.get(tar)) is None:
-                    list(self.list(unit))
-                    members = self._members[tar]
+                    members = {}
+                    list(self._list(unit, members))
             if (member := members.get(name)) is None:
                 raise InputError("missing", f"{tar} has no file {name[len(tar) + 1 :]!r}")
             if stamp is not None and (now is None or (member.size, *now[1:]) != stamp):

@@ -60,12 +60,19 @@ class ShardFolder:
     path: Path
     schema: Schema | None = None
 
-    def commits(self) -> list[Commit]:
-        """All published shards, in the order of their keys."""
+    def commits(self, known: Mapping[str, Commit] | None = None) -> list[Commit]:
+        """All published shards, in the order of their keys.
+
+        Parameters
+        ----------
+        known : mapping of str to Commit, optional
+            By key what was read before, of a folder whose records never change.
+        """
+        known = known or {}
         for _ in range(_ATTEMPTS):
             records = self.records()
             with contextlib.suppress(FileNotFoundError):
-                commits = [self.read(path) for path in records]
+                commits = [known[path.stem] if path.stem in known else self.read(path) for path in records]
                 if set(records) <= set(self.records()):  # else a shard may have been replaced while they were read
                     return commits
         raise CorruptError(f"{self.path} is rewritten faster than it can be read; try again")

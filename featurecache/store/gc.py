@@ -19,7 +19,6 @@ from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
 from featurecache.store.features import Features, body_of_rows, rows_of_commit
 from featurecache.store.folders import ShardFolder
-from featurecache.store.listings import merged_rows
 from featurecache.store.row_runs import RowRuns, runs_of_rows
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import features_schema
@@ -73,9 +72,11 @@ def collect_garbage(
             _collect(path, store.path, limit, garbage)
     if unused:
         for feature_set in store.feature_sets():
-            # Read anew for each: a source may have been extracted again meanwhile, and what it holds stays.
-            held = merged_rows(store.listings.all())
-            garbage.unused_rows += _drop_unused(feature_set.open(), feature_set.folder, held, remove=remove)
+            # Read anew for each: a source may have been extracted again meanwhile, and what it holds stays. The
+            # features first: rows are listed before they are computed, by a run that reads block by block too.
+            features = feature_set.open()
+            held = store.listings.held()
+            garbage.unused_rows += _drop_unused(features, feature_set.folder, held, remove=remove)
     return garbage
 
 

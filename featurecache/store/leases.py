@@ -79,6 +79,10 @@ class Leases:
                 path.unlink(missing_ok=True)
             forget(path)
 
+    def is_taken(self, key: str) -> bool:
+        """Tell whether there is a lease of ``key``, perhaps of a worker that died."""
+        return (self._folder / f"{key}.lease").exists()
+
     def holders(self) -> list[Holder]:
         """Return who holds which lease, but for those that count for nothing; nothing is written."""
         found = []

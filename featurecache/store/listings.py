@@ -26,7 +26,7 @@ from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import SOURCE
 from featurecache.store.shards import MappedShard
-from featurecache.store.unit_listings import UnitIndex, UnitPart, UnitWriter, parts_of, read_part
+from featurecache.store.unit_listings import PARTS, UnitIndex, UnitPart, UnitWriter, parts_of, read_part
 from featurecache.text import TextColumn
 
 
@@ -271,6 +271,24 @@ class Listings:
     def writer(self, source: str) -> UnitWriter:
         """Return what writes the next listing of a source by its units."""
         return UnitWriter(self._folder(source), source, self.generation(source))
+
+    def held(self) -> RowRuns:
+        """Return the rows that any source holds, those of `loose` among them."""
+        # In this order, or what is finished in between would be in neither.
+        parts = self.loose()
+        return RowRuns.union((runs.starts, runs.stops) for runs in (*(p.held for p in parts), merged_rows(self.all())))
+
+    def loose(self, known: Sequence[UnitPart] = ()) -> list[UnitPart]:
+        """Return what is listed of units and no listing names yet: by a run that goes on, or is to be gone on with.
+
+        Parameters
+        ----------
+        known : sequence of UnitPart
+            Those that were read before.
+        """
+        folders = list(self.path.iterdir()) if self.path.is_dir() else []
+        mine = [ShardFolder(folder, SOURCE) for folder in folders if (folder / PARTS).is_dir()]
+        return [part for folder in mine for part in UnitWriter(folder, "", folder.next_generation).loose(known)]
 
     def next_order(self) -> int:
         """Return a number above the order of all listings."""

@@ -19,7 +19,7 @@ from featurecache.store.tasks import Task, class_counts
 
 def describe_cache(store: FeatureStore) -> dict[str, Any]:
     """Describe samples, sources, features, tasks, heads and bad inputs of a cache."""
-    held = merged_rows(store.listings.all())
+    held = store.listings.held()
     return {
         "cache": str(store.path),
         "samples": len(store.samples),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import CorruptError
+from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
 from featurecache.store.folders import ShardFolder
 from featurecache.store.schemas import SAMPLES
@@ -30,6 +31,10 @@ Rows = NDArray[np.int64]
 _MOST_ROWS = SAMPLES.most_rows
 # Rows of a column that are searched at a time: 8 MiB of ids.
 _BLOCK = 1 << 18
+# Bits that sift ids: of so many a byte each, so that what few ids are searched for fits the processor's cache (4 MiB),
+# and a table of 10^7 streams past 10^4 of them in 0.1 s, where sorted searches took 1.4 s. Fewer bits for each id
+# let too many pass.
+_MOST_SIEVE, _SIEVE_FOR_EACH, _FEWEST_FOR_EACH = 1 << 22, 256, 8
 
 
 class SampleTable:
@@ -45,6 +50,7 @@ class SampleTable:
         self._folder = folder
         # By file name: commits are read again at each reload, maps of files stay.
         self._shards: dict[str, MappedShard] = {}
+        self._commits: list[Commit] = []
         self.reload()
 
     def __len__(self) -> int:
@@ -87,7 +93,19 @@ class SampleTable:
         prefixes: TextColumn | None = None,
         prefix_of: NDArray[np.int64] | None = None,
     ) -> Rows:
-        """Add the samples that are not in the table yet and return the row of each, ``(n,)`` int64.
+        """Add the samples that are not in the table yet and return the row of each; see `add`."""
+        return self.add(ids, uris, sizes, prefixes=prefixes, prefix_of=prefix_of)[0]
+
+    def add(
+        self,
+        ids: Ids,
+        uris: Sequence[str],
+        sizes: Array,
+        *,
+        prefixes: TextColumn | None = None,
+        prefix_of: NDArray[np.int64] | None = None,
+    ) -> tuple[Rows, list[tuple[int, int]]]:
+        """Add the samples that are not in the table yet.
 
         Parameters
         ----------
@@ -100,16 +118,26 @@ class SampleTable:
             What stands in front of ``uris``, and the index of that of each, which grow: it is stored once for all that
             share it. Caches where this was done say so in ``FORMAT.json``: earlier releases cannot read it.
 
+        Returns
+        -------
+        rows : ndarray of int64, shape (n,)
+            The row of each.
+        added : list of (int, int)
+            Half-open runs of those rows that the table did not have, not even from another writer.
+
         Notes
         -----
         Safe against other writers: whoever loses the race for the next row tries again.
         """
         column = TextColumn.pack(uris)
+        rows, searched, runs = np.full(len(ids), -1, np.int64), 0, list[tuple[int, int]]()
         while True:
-            rows = self.rows_of(ids)
+            # What came since: the whole table streams past the ids once.
             absent = np.flatnonzero(rows < 0)
+            rows[absent], searched = find_ids(ids[absent], self.ids, start=searched), len(self)
+            absent = absent[rows[absent] < 0]
             if len(absent) == 0:
-                return rows
+                return rows, runs
             new = absent[first_indices(ids[absent])]
             for first in range(0, len(new), _MOST_ROWS):
                 added = new[first : first + _MOST_ROWS]
@@ -119,7 +147,9 @@ class SampleTable:
                 else:
                     arrays |= {"size": narrowed(sizes[added], "int32", "int64"), **column.take(added).compact()}
                     arrays |= _prefix_arrays(prefixes, prefix_of[added])
-                won = self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
+                start = len(self)
+                won = self._folder.publish(f"{start:012d}", arrays, {"start": start}, kind="samples")
+                runs += [(start, start + len(added))] * won
                 self.reload()
                 # Another writer has these row numbers: which samples are still absent is looked up again.
                 if not won:
@@ -127,7 +157,8 @@ class SampleTable:
 
     def reload(self) -> None:
         """See what other writers have added."""
-        commits, starts = self._folder.commits(), [0]
+        # Rows never change, so of ten thousand records those that are new are read.
+        commits, starts = self._folder.commits({commit.key: commit for commit in self._commits}), [0]
         for commit in commits:
             # With a gap, all rows behind it would be taken for others.
             if commit.body.get("start") != starts[-1] or commit.key != f"{starts[-1]:012d}":
@@ -234,10 +265,17 @@ class Column:
         return values if dtype is None else values.astype(dtype)
 
 
-def find_ids(ids: Ids, table: Column | Ids) -> Rows:
+def find_ids(ids: Ids, table: Column | Ids, *, start: int = 0) -> Rows:
     """Return the position of each id in a table of different ids, -1 where it is not there.
 
     The ids are sorted and the table streams past them, so memory grows with their number, not with the table.
+
+    Parameters
+    ----------
+    ids : ndarray of uint8, shape (n, 32)
+    table : Column or ndarray of uint8, shape (m, 32)
+    start : int
+        Row of a column from which on it is searched.
     """
     found = np.full(len(ids), -1, np.int64)
     if len(ids) == 0:
@@ -245,9 +283,12 @@ def find_ids(ids: Ids, table: Column | Ids) -> Rows:
     order, firsts = _grouped(ids)
     groups = ids[order[firsts]]
     index_of_group = np.full(len(groups), -1, np.int64)
-    start = 0
-    for block in table.table.blocks(table.name) if isinstance(table, Column) else [table]:
-        group, index = _matches(groups, np.ascontiguousarray(block))
+    sieve = _sieve(groups)
+    for block in table.table.blocks(table.name, start) if isinstance(table, Column) else [table]:
+        passed = slice(None) if sieve is None else np.flatnonzero(sieve[_leading(block, len(sieve))])
+        group, index = _matches(groups, np.ascontiguousarray(block[passed]))
+        if not isinstance(passed, slice):
+            index = passed[index]
         fresh = index_of_group[group] < 0
         index_of_group[group[fresh][::-1]] = start + index[fresh][::-1]  # the first one counts
         start += len(block)
@@ -305,6 +346,22 @@ def _matches(groups: Ids, block: Ids) -> tuple[NDArray[np.int64], NDArray[np.int
     index = index[_prefixes(block[index]) == keys[group[index]]]
     index = index[(block[index] == groups[group[index]]).all(axis=1)]
     return group[index], index
+
+
+def _sieve(groups: Ids) -> NDArray[np.bool_] | None:
+    """Return which leading bits any of some ids has; None where so many are searched for that most others pass too."""
+    size = min(1 << (_SIEVE_FOR_EACH * len(groups)).bit_length(), _MOST_SIEVE)
+    if size < _FEWEST_FOR_EACH * len(groups):
+        return None
+    sieve = np.zeros(size, bool)
+    sieve[_leading(groups, size)] = True
+    return sieve
+
+
+def _leading(ids: Ids, size: int) -> NDArray[np.int64]:
+    """Return leading bits of each id, as a number below ``size``, a power of two."""
+    # A column of the bytes as they lie there: to copy them would take as long as all the rest.
+    return (np.ascontiguousarray(ids).view("<u4")[:, 0] & np.uint32(size - 1)).astype(np.int64)
 
 
 def _prefixes(ids: Ids) -> Array:

@@ -20,6 +20,7 @@ from featurecache.hashing import digest_bytes
 from featurecache.ignored import IgnoredFiles
 from featurecache.store.commits import Commit
 from featurecache.store.folders import ShardFolder
+from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import UNITS, UnitsBody
 from featurecache.store.shards import MappedShard
@@ -94,6 +95,12 @@ class UnitPart:
         except ValueError as error:
             raise CorruptError(f"{shard.path} holds {error}; extract the source again") from None
 
+    @property
+    def held(self) -> RowRuns:
+        """Rows of all units."""
+        edges, good = np.append(self._run_starts, self.num_rows), self._run_rows >= 0
+        return RowRuns.union([(self._run_rows[good], (self._run_rows + np.diff(edges))[good])])
+
     def names(self) -> PrefixedText:
         """Return all names."""
         try:
@@ -160,10 +167,17 @@ class UnitWriter:
     root: str
     generation: int
 
-    def loose(self) -> list[UnitPart]:
-        """Return the parts that a scan of this generation wrote which was killed, or is at it as well."""
-        parts = parts_of(self.folder)
-        return [read_part(parts, key) for key in parts.keys() if int(key[:12]) == self.generation]  # noqa: SIM118
+    def loose(self, known: Sequence[UnitPart] = ()) -> list[UnitPart]:
+        """Return the parts that were written for this generation: by one that was killed, or is at it as well.
+
+        Parameters
+        ----------
+        known : sequence of UnitPart
+            Those that were read before.
+        """
+        parts, read = parts_of(self.folder), {part.key: part for part in known}
+        keys = [key for key in parts.keys() if int(key[:12]) == self.generation]  # noqa: SIM118
+        return [read.get(key) or read_part(parts, key) for key in keys]
 
     def add(self, units: Sequence[ListedUnit]) -> UnitPart:
         """Write some units; they count once `finish` names them."""

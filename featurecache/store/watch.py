@@ -19,6 +19,7 @@ from featurecache.store.leases import Leases
 from featurecache.store.listings import Listing, merged_rows
 from featurecache.store.row_runs import RowRuns
 from featurecache.store.store import FeatureStore
+from featurecache.store.unit_listings import UnitPart
 
 # Of a rate: long enough for some shards of a slow network, short enough that a worker more is soon seen.
 _WHILE_SECONDS = 120.0
@@ -40,17 +41,20 @@ class SetProgress:
         Rows that are committed, of those that the sources list; a source counts once a row of it is committed.
     rate : float or None
         Rows per second over the last while; None where nothing was committed lately.
+    is_open : bool
+        More rows will be listed: its source is read while it is computed.
     """
 
     features: str
     num_rows: int
     num_listed: int
     rate: float | None
+    is_open: bool = False
 
     @property
     def seconds_left(self) -> float | None:
         """Time until all is committed, at that rate."""
-        return (self.num_listed - self.num_rows) / self.rate if self.rate else None
+        return (self.num_listed - self.num_rows) / self.rate if self.rate and not self.is_open else None
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,20 @@ class CacheProgress:
     workers : tuple of LiveWorker
     waiting : tuple of str
         Keys of sources of which no row is committed.
+    is_listing : bool
+        Some source is listed in part.
     """
 
     sets: tuple[SetProgress, ...]
     workers: tuple[LiveWorker, ...]
     waiting: tuple[str, ...]
+    is_listing: bool = False
 
     @property
     def is_done(self) -> bool:
         """Tell whether nothing is missing and nobody is at work."""
         is_whole = all(item.num_rows == item.num_listed for item in self.sets)
-        return bool(self.sets) and is_whole and not self.workers and not self.waiting
+        return bool(self.sets) and is_whole and not self.workers and not self.waiting and not self.is_listing
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -110,7 +117,12 @@ class CacheProgress:
             }
             for item in self.sets
         ]
-        return {"features": sets, "workers": [asdict(worker) for worker in self.workers], "waiting": list(self.waiting)}
+        return {
+            "features": sets,
+            "workers": [asdict(worker) for worker in self.workers],
+            "waiting": list(self.waiting),
+            "listing": self.is_listing,
+        }
 
 
 class Watch:
@@ -128,11 +140,15 @@ class Watch:
         self._listings: list[Listing] = []
         self._listed: tuple[str, ...] = ()
         """Names of the records that the listings come from."""
+        self._parts: list[UnitPart] = []
+        """What no listing names yet."""
         self._rows: dict[tuple[str, ...], RowRuns] = {}
         """What `_rows_of` has found."""
 
     def update(self) -> CacheProgress:
         """Return how far it is now."""
+        self._parts = self._store.listings.loose(self._parts)
+        loose = RowRuns.union((part.held.starts, part.held.stops) for part in self._parts)
         self._update_listings()
         sets, touched = [], set[str]()
         # Workers first: one that ends in between has committed what it held, and is seen to be done in the next look.
@@ -143,9 +159,11 @@ class Watch:
             mine = [listing for listing in self._listings if counts[listing.root]]
             touched |= {listing.root for listing in mine}
             listed = self._rows_of(mine)
-            sets.append(SetProgress(commits.name, commits.count(listed), len(listed), commits.rate()))
+            if is_open := commits.count(loose) > 0:
+                listed = RowRuns.union((runs.starts, runs.stops) for runs in (listed, loose))
+            sets.append(SetProgress(commits.name, commits.count(listed), len(listed), commits.rate(), is_open))
         waiting = tuple(listing.root for listing in self._listings if listing.root not in touched)
-        return CacheProgress(tuple(sets), workers, waiting)
+        return CacheProgress(tuple(sets), workers, waiting, bool(self._parts))
 
     def _commits(self) -> list[_Commits]:
         """Return what is known of each feature set, by its name."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import CorruptError
+from featurecache.store import samples
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable, find_ids
 from featurecache.store.schemas import SAMPLES
@@ -72,6 +73,59 @@ def test_ids_that_share_a_prefix_are_told_apart() -> None:
     missing = ids[:1].copy()
     missing[0, 31] = 9
     assert find_ids(missing, ids).tolist() == [-1]
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 1 << 30),
+    num_ids=st.sampled_from([0, 1, 3, 40, 500]),
+    num_rows=st.sampled_from([0, 1, 700, 3000]),
+    shared=st.sampled_from([0, 2, 3, 4, 8, 31]),
+    start=st.integers(0, 900),
+    most=st.sampled_from([1 << 22, 1 << 6]),
+)
+def test_ids_are_found_as_in_a_dict(
+    seed: int,
+    num_ids: int,
+    num_rows: int,
+    shared: int,
+    start: int,
+    most: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Also ids that share what sifts them, or all but their last byte, and where too many are searched to be sifted."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(0, 256, (num_ids + num_rows, 32), np.uint8)
+    numbers[rng.random(len(numbers)) < 0.7, :shared] = 7
+    table = SampleTable(ShardFolder(tmp_path_factory.mktemp("table")))
+    for rows in np.array_split(numbers[num_ids:], 2):
+        table.append(rows, [""] * len(rows), np.ones(len(rows)))
+    ids = np.asarray(table.ids)
+    wanted = np.concatenate([numbers[:num_ids], ids[rng.integers(0, len(ids), min(num_ids, len(ids)))]])
+    row_of = {each.tobytes(): row for row, each in enumerate(ids) if row >= start}
+    expected = [row_of.get(each.tobytes(), -1) for each in wanted]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "_MOST_SIEVE", most)
+        assert find_ids(wanted, table.ids, start=start).tolist() == expected
+
+
+def test_what_was_added_is_told_from_what_another_writer_has_added_meanwhile(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path)
+    first, second = SampleTable(folder), SampleTable(folder)
+    add(second, [1, 2, 3])
+    rows, added = first.add(ids_of([9, 2, 8, 9]), ["", "", "", ""], np.ones(4))
+    assert rows.tolist() == [3, 1, 4, 3]
+    assert added == [(3, 5)]
+    assert first.add(ids_of([8, 1]), ["", ""], np.ones(2))[1] == []
+
+
+def test_records_of_a_table_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, read = SampleTable(ShardFolder(tmp_path)), list[str]()
+    real = ShardFolder.read
+    monkeypatch.setattr(ShardFolder, "read", lambda self, record: (read.append(record.stem), real(self, record))[1])
+    for number in range(5):
+        add(table, [number])
+    assert read == [f"{number:012d}" for number in range(5)]
 
 
 def test_paths_that_are_no_text_survive(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ class Engine(Protocol):
     def run(self, job: Job[Report]) -> Iterator[Report]:
         """Call the job's `work` as often, and wherever, the engine likes.
 
-        The source was scanned before. Workers share what is to do among them by leases, so nothing is given out here,
-        and an engine that starts one worker too many loses nothing.
+        The source was scanned before, or is read by the workers. They share what is to do among them by leases, so
+        nothing is given out here, and an engine that starts one worker too many loses nothing.
 
         Yields
         ------

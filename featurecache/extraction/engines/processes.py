@@ -73,7 +73,7 @@ class ProcessesEngine:
 
     def _reports(self, workers: list[_Started], job: Job[Report], cores: int) -> Iterator[Report]:
         """Pass on what workers tell, and start another one where one was killed."""
-        at_work, restarts, expected = list(workers), 0, 0
+        at_work, restarts, expected = list(workers), 0, -1
         while at_work:
             ready = wait([worker.connection for worker in at_work])
             for worker in [worker for worker in at_work if worker.connection in ready]:

@@ -22,8 +22,8 @@ _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PE
 class RankEngine:
     """Runs a job's worker in this process, as one of those that share the cache; whoever started them ends them.
 
-    The first that comes scans the source, and the others wait for its listing. On a machine with several GPUs the
-    worker takes that of its local rank, and its share of the cores.
+    The first that comes scans the source, and the others wait for its listing; or each reads blocks of it. On a machine
+    with several GPUs the worker takes that of its local rank, and its share of the cores.
     """
 
     progress: Progress
