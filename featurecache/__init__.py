@@ -46,38 +46,34 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BackboneRequest": "specs",
-    "ExtractionSettings": "specs",
-    "FeatureCacheError": "errors",
-    "Finding": "advice.finding",
-    "FeatureStore": "store.store",
-    "FrozenBackbone": "deployment.transformer",
-    "PreprocessSpec": "specs",
-    "RunReport": "run_report",
-    "TrainingSettings": "train",
-    "ViewSpec": "specs",
-    "advise": "advice.advise",
-    "evaluate": "evaluation.scores",
-    "extract": "extraction.extract",
-    "fit_head": "heads.fitting",
-    "labels_from_csv": "store.label_tables",
-    "labels_from_frame": "store.label_tables",
-    "labels_from_mapping": "store.label_tables",
-    "labels_from_dataset": "interop.dataset_labels",
-    "labels_from_folders": "store.labels",
-    "list_backbones": "backbones.registry",
-    "list_heads": "heads.registry",
-    "load_backbone": "backbones.registry",
-    "load_head": "deployment.image_heads",
-    "make_head": "heads.registry",
-    "name_module": "backbones.providers.module_in_memory",
-    "predict": "deployment.predict",
-    "run": "run",
-    "scan": "extraction.source_scan",
-    "set_verbosity": "progress",
-    "train_heads": "evaluation.training",
+    name: module
+    for module, names in {
+        "advice.advise": "advise",
+        "advice.finding": "Finding",
+        "backbones.providers.module_in_memory": "name_module",
+        "backbones.registry": "list_backbones load_backbone",
+        "deployment.image_heads": "load_head",
+        "deployment.predict": "predict",
+        "deployment.transformer": "FrozenBackbone",
+        "errors": "FeatureCacheError",
+        "evaluation.scores": "evaluate",
+        "evaluation.training": "train_heads",
+        "extraction.extract": "extract",
+        "extraction.source_scan": "scan",
+        "heads.fitting": "fit_head",
+        "heads.registry": "list_heads make_head",
+        "interop.dataset_labels": "labels_from_dataset",
+        "progress": "set_verbosity",
+        "run": "run",
+        "run_report": "RunReport",
+        "specs": "BackboneRequest ExtractionSettings PreprocessSpec ViewSpec",
+        "store.label_tables": "labels_from_csv labels_from_frame labels_from_mapping",
+        "store.labels": "labels_from_folders",
+        "store.store": "FeatureStore",
+        "train": "TrainingSettings",
+    }.items()
+    for name in names.split()
 }
-
 __all__ = sorted(_HOMES)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,10 +22,12 @@ from featurecache.advice.axes import MapName, plane_of
 from featurecache.atomic import published
 from featurecache.errors import InputError, MissingExtraError, RequestError
 from featurecache.evaluation.near_copies import near_copies
+from featurecache.heads.preparation import unit_rows
 from featurecache.machine import num_cores
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.sources.source import Source
@@ -32,6 +37,7 @@ MAX_ROWS = 20_000
 """More are sampled: neighbours are found by comparing all with all, which takes a minute from about there."""
 NUM_NEIGHBOURS = 20
 _BLOCK = 1024
+_ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ def _rows(
     rows = features.rows if task is None else np.sort(store.samples.rows_of(store.task(task).ids))
     rows = rows[features.usable(rows)]
     if len(rows) < 2:
-        raise RequestError(f"{feature_set.tap} holds {len(rows)} samples to show; two are needed")
+        raise RequestError(f"{feature_set.tap} holds {counted(len(rows), 'sample')} to show; two are needed")
     if len(rows) <= max_rows:
         return rows, 0
     some = np.random.default_rng(random_state).choice(rows, max_rows, replace=False)
@@ -178,7 +184,7 @@ def _columns_of_task(store: FeatureStore, name: str, rows: Rows) -> dict[str, li
 def _neighbours(X: NDArray[np.float32]) -> Iterator[dict[str, list[Any]]]:
     """Yield indices and cosine distances of the most alike samples of each, the nearest first."""
     count = min(NUM_NEIGHBOURS, len(X) - 1)
-    units = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    units = unit_rows(X)
     for start in range(0, len(X), _BLOCK):
         distances = 1 - units[start : start + _BLOCK] @ units.T
         own = np.arange(len(distances))
@@ -240,19 +246,54 @@ def explorer_command(table: Path, columns: Sequence[str], port: int) -> list[str
     shown = ["--x", "x", "--y", "y", "--neighbors", "neighbors", "--disable-projection", "--duckdb", "server"]
     image = ["--image", "image"] if "image" in columns else []
     address = ["--host", "127.0.0.1", "--port", str(port), "--auto-port"]
-    return [sys.executable, "-m", "embedding_atlas.cli", str(table), *shown, *image, *address]
+    state = ["--state", json.dumps(_first_state(columns))]
+    return [sys.executable, "-m", "embedding_atlas.cli", str(table), *shown, *image, *state, *address]
 
 
-def serve(command: Sequence[str]) -> int:
-    """Run the server until it ends or this process is stopped; return its exit status."""
-    process = subprocess.Popen(command)
-    try:
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(3)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+def _first_state(columns: Sequence[str]) -> dict[str, Any]:
+    """Return what the page shows first: the map in the colours of the labels, the samples, and counts of what is told.
+
+    Where nothing can be counted the page has charts of its own.
+    """
+    # The server adds the last two: the file that holds the table, and how often a sample is a neighbour of others.
+    state: dict[str, Any] = {
+        "columnStyles": {name: {"display": "hidden"} for name in ("x", "y", "neighbors", "FILE_NAME", "pagerank")}
+    }
+    if "label" not in columns:
+        return state
+    places = {name: name for name in ("x", "y", "image", "neighbors") if name in columns}
+    charts: list[dict[str, Any]] = [
+        {"type": "embedding", "title": "Map", "data": {**places, "category": "label"}},
+        {"type": "instances", "title": "Samples"},
+    ]
+    counts = [name for name in ("right", "label", "prediction", "split", "judged", "near_copies") if name in columns]
+    charts += [{"type": "count-plot", "title": name, "data": {"field": name}} for name in counts]
+    charts.append({"type": "predicates", "title": "SQL Predicates"})
+    return {**state, "charts": {str(number): chart for number, chart in enumerate(charts, start=1)}}
+
+
+def serve(command: Sequence[str], say_address: Callable[[str], None]) -> int:
+    """Run the server until it ends or this process is stopped; return its exit status.
+
+    Parameters
+    ----------
+    command : sequence of str
+        From `explorer_command`.
+    say_address : callable
+        Gets the address once the server has one; the other lines that it prints say nothing of the cache.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if address := _ADDRESS.search(line):
+                    say_address(address[0])
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(2)
+                except subprocess.TimeoutExpired:
+                    process.kill()

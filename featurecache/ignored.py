@@ -15,6 +15,7 @@ from typing import Any
 
 from featurecache.errors import MAX_EXAMPLES, ReportWarning, install_command, shortened
 from featurecache.files import open_regular
+from featurecache.wording import counted
 
 
 def _suffixes(words: str) -> frozenset[str]:
@@ -98,8 +99,9 @@ class IgnoredFiles:
             return []
         count, findings = sum(self.images.values()), list[str]()
         if count:
-            files = "1 file left out by its name" if count == 1 else f"{count} files left out by their name"
-            findings.append(f"{files}: {by_suffix(self.images)}{_advice(self.images)}")
+            findings.append(
+                f"{counted(count, 'file')} left out by name: {by_suffix(self.images)}{_advice(self.images)}"
+            )
         if self.folders:
             named = ", ".join(repr(shortened(folder)) for folder in self.folders[:MAX_EXAMPLES])
             more = ", ..." if self.num_folders > MAX_EXAMPLES else ""

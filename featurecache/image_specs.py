@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from math import isfinite
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from featurecache.errors import RequestError
 from featurecache.view_specs import pair_of_numbers
@@ -110,17 +111,7 @@ class PreprocessSpec:
         for name, limit in (("max_pixels", self.max_pixels), ("max_bytes", self.max_bytes)):
             if limit < 1:
                 raise RequestError(f"preprocess {name} must be at least 1, got {limit}")
-        check_choice("interpolation", self.interpolation, Interpolation)
-        check_choice("orientation", self.orientation, Orientation)
-        check_choice("jpeg decoding", self.jpeg_decoding, JpegDecoding)
-        check_choice("resize mode", self.resize_mode, ResizeMode)
-        check_choice("resize rounding", self.resize_rounding, Rounding)
-        check_choice("crop rounding", self.crop_rounding, Rounding)
-        check_choice("padding", self.padding, Padding)
-        check_choice("channel order", self.channel_order, ChannelOrder)
-        check_choice("first interpolation", self.first_interpolation, Interpolation)
-        check_choice("alignment", self.alignment, Alignment)
-        check_choice("resize on", self.resize_on, ResizeOn)
+        check_choices(self)
         self._check_sizes()
         self._check_filters()
         object.__setattr__(self, "range", _pixel_range(self.range))
@@ -197,19 +188,17 @@ class PreprocessSpec:
         return asdict(self)
 
 
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise `RequestError` for a value that is none of the choices.
+@cache
+def _choices_of(kind: type) -> dict[str, tuple[str, ...]]:
+    hints = get_type_hints(kind)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
-    Parameters
-    ----------
-    name : str
-        Of the setting.
-    value : str
-    choices
-        A `Literal`.
-    """
-    if value not in get_args(choices):
-        raise RequestError(f"unknown {name} {value!r}; known: {', '.join(get_args(choices))}")
+
+def check_choices(settings: Any) -> None:
+    """Raise `RequestError` for a field that is none of the choices which its type names."""
+    for name, choices in _choices_of(settings.__class__).items():
+        if (value := getattr(settings, name)) not in choices:
+            raise RequestError(f"unknown {name.replace('_', ' ')} {value!r}; known: {', '.join(choices)}")
 
 
 def known_changes(spec: Any, changes: Mapping[str, Any], *, fixed: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -7,14 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.errors import (
-    OutputFailure,
-    RequestError,
-    TaskError,
-    command_line,
-    try_output,
-    unique_warnings,
-)
+from featurecache.errors import OutputFailure, RequestError, TaskError, command_line, try_output, unique_warnings
 from featurecache.progress import shows_progress
 from featurecache.run_report import RunReport, write_run_report
 from featurecache.specs import DEFAULT_BACKBONE, BackboneRequest, check_takes_views
@@ -282,12 +275,7 @@ def _check_options(
 
 
 def _read_labels(
-    labels: Any,
-    source: Any,
-    opened: Source,
-    text_column: str | None,
-    id_column: str | None,
-    names: Sequence[str],
+    labels: Any, source: Any, opened: Source, text_column: str | None, id_column: str | None, names: Sequence[str]
 ) -> FolderLabels | TableLabels:
     """Return the labels of a source: what is given, else what the source carries, else its folders."""
     from featurecache.interop.dataset_labels import labels_in_source
@@ -362,13 +350,9 @@ def _advise(
     # Advice compares plain features; views of one image are no samples of their own.
     plain = [found for found in extraction.sets if found.num_views is None]
     try:
+        name, options = training.task.name, source_options
         return advise(
-            extraction.store,
-            training.task.name,
-            source=source,
-            source_options=source_options,
-            sets=plain,
-            random_state=random_state,
+            extraction.store, name, source=source, source_options=options, sets=plain, random_state=random_state
         )
     except (RequestError, TaskError):
         return []

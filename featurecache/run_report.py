@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import InputError, OutputFailure, shortened
+from featurecache.wording import counted
 
 _LEAST_ON_MAP, _MOST_ON_MAP = 10, 2000
 """Samples; of more, some are drawn at random."""
@@ -172,7 +173,7 @@ def _galleries(advice: Sequence[Finding]) -> list[Gallery]:
     for finding in advice:
         if pairs := finding.details.get("pairs"):
             samples = [((pair["first"], pair["second"]), f"alike by {pair['similarity']:.3f}") for pair in pairs]
-            title = f"near-copies: {finding.details['num_pairs']} pairs, the most alike first"
+            title = f"near-copies: {counted(finding.details['num_pairs'], 'pair')}, the most alike first"
             found.append(Gallery(title, samples))
         if labels := finding.details.get("labels"):
             captions = [f"labelled {label['label']}, looks like {label['suggested']}" for label in labels]
@@ -221,7 +222,8 @@ def _map_of(done: RunReport) -> SampleMap | None:
     mistaken = [tested[y_true != result.y_pred], selection_rows(best)[result.selection_y != result.selection_pred]]
     labels = [task.classes[label] for label in task.labels[task.indices_of(rows)]]
     title = (
-        f"{len(rows)} samples by the first two principal axes of {best.feature_set.tap}; crosses are mistakes of "
+        f"{counted(len(rows), 'sample')} by the first two principal axes of {best.feature_set.tap}; crosses are "
+        "mistakes of "
         f"{result.head} on samples that it was not fitted on then"
     )
     X = features.read(rows).astype(np.float32).reshape(len(rows), -1)

@@ -16,7 +16,7 @@ from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_json
 from featurecache.image_specs import IMAGENET_MEAN as IMAGENET_MEAN
 from featurecache.image_specs import IMAGENET_STD as IMAGENET_STD
-from featurecache.image_specs import LEFT_OUT, check_choice, known_changes
+from featurecache.image_specs import LEFT_OUT, check_choices, known_changes
 from featurecache.image_specs import MAX_FILE_BYTES as MAX_FILE_BYTES
 from featurecache.image_specs import Alignment as Alignment
 from featurecache.image_specs import ChannelOrder as ChannelOrder
@@ -214,8 +214,7 @@ class BackboneRequest:
     of which products round their factors to ten bits, is for CUDA GPUs from compute capability 8.0 on."""
 
     def __post_init__(self) -> None:
-        check_choice("init", self.init, InitName)
-        check_choice("precision", self.precision, PrecisionName)
+        check_choices(self)
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
         # Refused rather than ignored: one of the two would be lost in silence.
@@ -256,17 +255,10 @@ class ExtractionSettings:
     def __post_init__(self) -> None:
         if self.shard_rows is not None and self.shard_rows > MAX_SHARD_ROWS:
             raise RequestError(f"shard rows must be at most {MAX_SHARD_ROWS}, got {self.shard_rows}")
-        counts = {
-            "batch size": self.batch_size,
-            "shard rows": self.shard_rows,
-            "num workers": self.num_workers,
-            "num processes": self.num_processes,
-        }
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise RequestError(f"{name} must be at least 1, got {value}")
-        check_choice("dtype", self.dtype, DtypeChoice)
-        check_choice("runtime", self.runtime, RuntimeName)
+        for name in ("batch_size", "shard_rows", "num_workers", "num_processes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise RequestError(f"{name.replace('_', ' ')} must be at least 1, got {value}")
+        check_choices(self)
 
 
 def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -10,6 +10,7 @@ from itertools import islice
 SAMPLE = 1 << 16
 """Characters in which the delimiter is looked for."""
 _DELIMITERS = ",;\t|"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
 _ORANGE_TYPES = {"c", "continuous", "n", "numeric", "d", "discrete", "categorical", "s", "string", "text", "t", "time"}
 _ORANGE_ROLES = {"c", "class", "m", "meta", "i", "ignore", "w", "weight"}
 
@@ -30,7 +31,21 @@ def delimiter_of(sample: str, default: str) -> str:
         alike = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
         if (alike, len(rows[0])) > most:
             best, most = mark, (alike, len(rows[0]))
+    if most == (0.0, 1) and _lists_files(sample):
+        return " "
     return best
+
+
+def _lists_files(sample: str) -> bool:
+    """Tell whether spaces stand between the columns of a list of images, as in those of ImageNet: a name, a number."""
+    lines = [line.split(" ") for line in sample.splitlines()[:50] if line.strip()]
+    rows = lines[1:] or lines  # the first may name the columns
+    return (
+        bool(lines)
+        and len({len(row) for row in lines}) == 1
+        and any(all(field.lower().endswith(IMAGE_SUFFIXES) for field in column) for column in zip(*rows, strict=True))
+        and len(rows[0]) > 1
+    )
 
 
 def comments_above(sample: str) -> tuple[list[str], str]:

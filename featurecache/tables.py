@@ -28,7 +28,15 @@ from featurecache.json_tables import (
     rows_of_lines,
     rows_of_list,
 )
-from featurecache.table_dialects import SAMPLE, comments_above, delimiter_of, num_above, quotes_are_letters, says_types
+from featurecache.table_dialects import (
+    IMAGE_SUFFIXES,
+    SAMPLE,
+    comments_above,
+    delimiter_of,
+    num_above,
+    quotes_are_letters,
+    says_types,
+)
 from featurecache.table_files import GZIP, TAB_SUFFIXES, ZIP, Inflated, check_is_table, sheet_rows, table_suffix
 from featurecache.table_files import TableError as TableError
 from featurecache.table_files import is_table_name as is_table_name
@@ -57,24 +65,9 @@ ROWS_IN_A_GROUP = 4096
 PATH_COLUMNS = (
     *("path", "paths", "filepath", "filepaths", "file", "filename", "filenames", "fname", "fn", "image", "images"),
     *("imagepath", "imagepaths", "imagefile", "imagefilename", "imagename", "imagenames", "imageurl", "imageindex"),
-    *(
-        "imageid",
-        "img",
-        "imgpath",
-        "imgfile",
-        "imgfilename",
-        "imgname",
-        "imgid",
-        "isicid",
-        "idcode",
-        "photo",
-        "picture",
-    ),
-    *("picturename", "url", "uid", "id"),
+    *("imageid", "img", "imgpath", "imgfile", "imgfilename", "imgname", "imgid", "isicid", "idcode", "photo"),
+    *("picture", "picturename", "url", "uid", "id"),
 )
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +359,11 @@ def columns_of_files(columns: Sequence[str], sample: Sequence[Mapping[str | None
         if entries and all(entry.endswith(IMAGE_SUFFIXES) for entry in entries):
             found.append(name)
     return found
+
+
+def first_line_is_row(columns: Sequence[str]) -> bool:
+    """Tell whether what should be names of columns are entries: one ends as names of image files do."""
+    return any(name.strip().lower().endswith(IMAGE_SUFFIXES) for name in columns)
 
 
 def plain_name(name: str) -> str:

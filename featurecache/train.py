@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from featurecache.specs import as_tuple
@@ -99,22 +99,9 @@ def train(
         # Those that are left out on some features never advance it: which these are is known later.
         num_heads = len(settings.heads or list_heads(kind=task.kind))
         progress.start("training heads", num_heads * len(sets))
-        report = train_heads(
-            store,
-            task,
-            sets,
-            settings.heads,
-            tta=settings.tta,
-            balanced=settings.balanced,
-            metric=settings.metric,
-            threshold=settings.threshold,
-            positive=settings.positive,
-            n_jobs=settings.n_jobs,
-            memory=settings.memory,
-            random_state=settings.random_state,
-            progress=progress,
-            take_up=True,
-        )
+        # Which fit is kept says nothing of how heads are trained.
+        choice = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "keep"}
+        report = train_heads(store, task, sets, **choice, progress=progress, take_up=True)
     if layers is not None:
         progress.start("training layers", len(layers.heads) * len(layers.sets))
         found = replace(layers.training, progress=progress).train(layers.sets, layers.heads)

@@ -149,7 +149,7 @@ def test_what_cannot_be_shown_is_refused(
 ) -> None:
     store = fc.FeatureStore.open(cache)
     (feature_set,) = store.feature_sets()
-    with pytest.raises(RequestError, match="holds 1 samples to show; two are needed"):
+    with pytest.raises(RequestError, match="holds 1 sample to show; two are needed"):
         monkeypatch.setattr(type(feature_set.open()), "usable", lambda self, rows: np.arange(len(rows)) == 0)
         write_explorer_table(tmp_path / "t.parquet", store, feature_set)
     monkeypatch.setattr(explorer, "find_spec", lambda name: None)
@@ -157,6 +157,29 @@ def test_what_cannot_be_shown_is_refused(
     assert status == 2
     assert "embedding-atlas, which shows the map, is not installed; install it with: pip install" in err
     assert not (tmp_path / "t.parquet").exists()
+
+
+def test_the_page_begins_with_labels_and_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explorer, "find_spec", lambda name: True)
+
+    def state_of(columns: list[str]) -> dict:
+        command = explorer.explorer_command(Path("t.parquet"), columns, 5055)
+        return json.loads(command[command.index("--state") + 1])
+
+    charts = state_of(["image", "name", "label", "split", "prediction", "right", "near_copies", "x", "y", "neighbors"])
+    shown = list(charts["charts"].values())
+    assert shown[0]["data"] == {name: name for name in ("x", "y", "image", "neighbors")} | {"category": "label"}
+    assert [chart["title"] for chart in shown[2:-1]] == ["right", "label", "prediction", "split", "near_copies"]
+    # Of numbers there is nothing to count: the page chooses.
+    assert "charts" not in state_of(["name", "size", "x", "y", "neighbors"])
+
+
+def test_only_the_address_is_said_of_what_the_server_prints() -> None:
+    lines = ["Loading data", "", "  \u279c URL: \x1b[36mhttp://127.0.0.1:5056\x1b[0m", "  Press CTRL+C"]
+    said = list[str]()
+    program = f"print({chr(10).join(lines)!r}); raise SystemExit(3)"
+    assert explorer.serve([sys.executable, "-c", program], said.append) == 3
+    assert said == ["http://127.0.0.1:5056"]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from featurecache.advice.axes import k_means, main_axes
 from featurecache.advice.finding import Finding
 from featurecache.advice.probe import Floats, linear_probe, one_hot, predict_new
 from featurecache.heads.preparation import unit_rows
+from featurecache.wording import counted
 
 Indices = NDArray[np.int64]
 ENOUGH_PER_CLASS = 3
@@ -27,13 +28,7 @@ _CANDIDATES = 10
 
 
 def choose_samples(
-    X: NDArray[np.floating],
-    labeled: Indices,
-    y: Indices,
-    n_classes: int,
-    count: int,
-    *,
-    random_state: int = 0,
+    X: NDArray[np.floating], labeled: Indices, y: Indices, n_classes: int, count: int, *, random_state: int = 0
 ) -> Indices:
     """Return the samples to label next, the most useful first.
 
@@ -143,9 +138,9 @@ def label_next_finding(
     return Finding(
         question="more_data",
         verdict="label these",
-        text=f"label these {len(names)} of {num_candidates} samples without labels next, first {names[0]}: {how}",
+        text=f"label {counted(len(names), 'sample', of=num_candidates)} without labels next, first {names[0]}: {how}",
         n=num_candidates,
-        basis=f"features; {num_labeled} samples have labels",
+        basis=f"features; labels of {counted(num_labeled, 'sample')}",
         next_command=next_command,
         details={"label_next": list(names)},
     )

@@ -11,11 +11,11 @@ import numpy as np
 from featurecache.advice.advisor import Advisor
 from featurecache.advice.arms import ArmSource, make_arms, missing_arms
 from featurecache.advice.axes import MapName
-from featurecache.advice.evidence import gather, role_of
+from featurecache.advice.commands import Commands
+from featurecache.advice.evidence import fit_probes, gather, role_of
 from featurecache.advice.finding import TOPICS, Finding
 from featurecache.advice.layers_scan import LayersScan
 from featurecache.advice.layers_scan import keep_layers as cache_layers
-from featurecache.advice.probed_arms import fit_probes
 from featurecache.advice.unlabelled import default_set, unlabelled_findings
 from featurecache.errors import RequestError
 from featurecache.evaluation.domains import cached_rows_of_domain, rows_of_domain
@@ -149,13 +149,14 @@ def advise(
     # Probes are fitted side by side: more threads of linear algebra in each would wait for one another.
     with one_thread():
         arms = fit_probes(evidence, store, n_jobs=n_jobs, progress=progress)
+        url = source.url if isinstance(source, SourceSpec) else source
+        options = source_options or _column_options(source, text_column, id_column)
         advisor = Advisor(
-            store,
-            evidence,
-            arms,
+            store=store,
+            evidence=evidence,
+            arms=arms,
             target=target,
-            source=source.url if isinstance(source, SourceSpec) else source,
-            source_options=source_options or _column_options(source, text_column, id_column),
+            commands=Commands(store, task, url, options),
             not_made=not_made,
             layers=layers,
             look_at_test=look_at_test,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from featurecache.store.store import FeatureStore
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
     from featurecache.progress import Progress
+    from featurecache.sources.source import Source
 
 PIXELS = 32
 _TRIED = 12
@@ -44,6 +45,17 @@ class ArmSource:
     path: str | Path | SourceSpec
     text_column: str | None = None
     id_column: str | None = None
+
+    def open(self) -> Source:
+        """Open it."""
+        return open_source(self.path, text_column=self.text_column, id_column=self.id_column)
+
+    def extract(self, store: FeatureStore, request: BackboneRequest, tap: str, progress: Progress | None) -> None:
+        """Cache the features of a network at a tap, or at all of a group."""
+        from featurecache.extraction.extract import run_extraction
+
+        columns: dict[str, Any] = {"text_column": self.text_column, "id_column": self.id_column}
+        run_extraction(self.path, store.path, request, taps=[tap], **columns, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +108,7 @@ def missing_arms(store: FeatureStore, feature_set: FeatureSet, source: ArmSource
     if not arms.keys() - there:
         return []
     # Only now: a source may be large, or far away.
-    opened = open_source(source.path, text_column=source.text_column, id_column=source.id_column)
-    inputs = list(inputs_of(opened))
+    inputs = list(inputs_of(source.open()))
     found = [
         MissingArm(role, request, tap, _predicted_seconds(request, inputs))
         for role, (request, tap) in arms.items()
@@ -108,11 +119,7 @@ def missing_arms(store: FeatureStore, feature_set: FeatureSet, source: ArmSource
 
 
 def make_arms(
-    store: FeatureStore,
-    arms: Sequence[MissingArm],
-    source: ArmSource,
-    minutes: float,
-    progress: Progress | None = None,
+    store: FeatureStore, arms: Sequence[MissingArm], source: ArmSource, minutes: float, progress: Progress | None = None
 ) -> dict[str, float]:
     """Make the arms that a budget allows, and return the predicted seconds of the others by role.
 
@@ -125,23 +132,13 @@ def make_arms(
     minutes : float
     progress : Progress, optional
     """
-    from featurecache.extraction.extract import run_extraction
-
     deadline, left = time.monotonic() + 60 * minutes, {}
     for arm in arms:
         # By the clock, not by a sum of predictions: arms before this one may have taken longer than was predicted.
         if time.monotonic() + arm.seconds > deadline:
             left[str(arm.role)] = round(arm.seconds, 3)
             continue
-        run_extraction(
-            source.path,
-            store.path,
-            arm.request,
-            taps=[arm.tap],
-            text_column=source.text_column,
-            id_column=source.id_column,
-            progress=progress,
-        )
+        source.extract(store, arm.request, arm.tap, progress)
     return left
 
 

@@ -4,6 +4,8 @@ The decomposition is Ng's ("Machine Learning Yearning", 2018, chapters 20 to 43)
 as far as the task can be done without error), out of fold less in the sample (variance), on the target less out of fold
 (mismatch), and on test data less on the data that choices were made by (overfitting to the dev set). A gap is named
 only where its interval excludes zero and it is larger than the next by more than chance (5 %, one-sided).
+
+Errors of an arm by split: on rows that are in the evidence, fitted without them, and on rows that are not in it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from featurecache.advice.evidence import MAX_ROWS, Evidence, ProbedArm, gains
 from featurecache.advice.finding import Finding
 from featurecache.advice.paired import in_words, mean_difference
+from featurecache.advice.probe import predict_new
+from featurecache.evaluation.domains import cached_rows_of_domain
+from featurecache.evaluation.intervals import LEAST_GROUPS
+from featurecache.evaluation.selection import fold_numbers
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.labels import SPLITS
+from featurecache.store.samples import Rows, some_rows
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task, read_views
 
 _WHAT_TO_DO = {
     "bias": "richer features: another layer or backbone, or layers trained deeper",
@@ -58,10 +70,7 @@ def diagnosis_finding(
     """
     others = dict(others or {})
     fit = {"in sample": (in_sample, groups), "out of fold": (out_of_fold, groups)}
-    gaps = {
-        "bias": _Gap({"fit": (in_sample, groups)}),
-        "variance": _Gap({"fit": (out_of_fold - in_sample, groups)}),
-    }
+    gaps = {"bias": _Gap({"fit": (in_sample, groups)}), "variance": _Gap({"fit": (out_of_fold - in_sample, groups)})}
     if target is not None:
         gaps["mismatch"] = _Gap({"target": (target, target_groups), "fit": (-out_of_fold, groups)})
     # Test data are compared with what choices were made by: the target where there is one.
@@ -116,9 +125,10 @@ class _Gap:
 
     def __init__(self, terms: Mapping[str, ErrorsOf]) -> None:
         self._terms = terms
-        self.mean, self._error, self._num_units = _sum_of_means(terms)
-        # Where one of the samples has too few rows or groups for an interval, the sum has none.
-        half = self._quantile(0.975) * self._error
+        self.mean, error, num_units = _sum_of_means(terms)
+        # Where one of the samples has too few rows or groups for an interval, the sum has none. Degrees of freedom of
+        # the smallest sample: an interval that is rather too wide.
+        half = float(student_t.ppf(0.975, max(num_units - 1, 1))) * error
         self.low, self.high = self.mean - half, self.mean + half
 
     def exceeds(self, other: _Gap) -> bool:
@@ -134,13 +144,82 @@ class _Gap:
         mean, error, num_units = _sum_of_means(difference)
         return bool(mean > float(student_t.ppf(0.95, max(num_units - 1, 1))) * error)
 
-    def _quantile(self, level: float) -> float:
-        # Degrees of freedom of the smallest sample: an interval that is rather too wide.
-        return float(student_t.ppf(level, max(self._num_units - 1, 1)))
-
 
 def _sum_of_means(terms: Mapping[str, ErrorsOf]) -> tuple[float, float, int]:
     """Return the sum, its standard error, and the rows or groups of the smallest sample."""
     found = [mean_difference(values, groups) for values, groups in terms.values()]
     mean = sum(term.mean for term in found)
     return mean, float(np.linalg.norm([term.error for term in found])), min(term.num_units for term in found)
+
+
+def rows_of_test_split(
+    store: FeatureStore, task: Task, feature_set: FeatureSet, domain: str | None = None, *, random_state: int = 0
+) -> Rows:
+    """Return the rows of the test split, or a sample of them; only those of a domain where one is named.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    task : Task
+    feature_set : FeatureSet
+    domain : str, optional
+        All test rows where it is the name of a split.
+    random_state : int
+        Of the sample.
+    """
+    if not task.has("test"):
+        return np.empty(0, np.int64)
+    features = feature_set.open()
+    rows = some_rows(task.rows(features, "test")[0], MAX_ROWS, random_state)
+    if domain is None or domain in SPLITS:
+        return rows
+    return rows[np.isin(rows, cached_rows_of_domain(store, task, domain, features))]
+
+
+def errors_on(evidence: Evidence, arm: ProbedArm, rows: Rows) -> ErrorsOf:
+    """Return the errors on other rows by the fit on all rows of the evidence, and the groups of those rows.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    arm : ProbedArm
+    rows : ndarray of int64
+        Those without a label are left out.
+    """
+    task, features = evidence.task, arm.feature_set.open()
+    found = [task.rows(features, split) for split in filter(task.has, SPLITS)]
+    known, y = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    known, y = known[chosen := np.isin(known, rows)], y[chosen]
+    X = read_views(features, known)[:, 0]
+    # With the penalty that was chosen out of fold: these rows choose nothing.
+    predicted = predict_new(arm.features(), evidence.targets, X, arm.probe.penalty)
+    groups = task.groups_of(known)
+    return 1.0 - gains(y, predicted, task.kind), None if groups is None else groups.astype(np.int64)
+
+
+def errors_by_split(evidence: Evidence, arm: ProbedArm, *, random_state: int = 0) -> dict[str, ErrorsOf]:
+    """Return errors on samples cut from the train split (``train-dev``) and on the validation split (``dev``).
+
+    Both are of one fit, on the rest of the train split; too few rows have no errors.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    arm : ProbedArm
+    random_state : int
+        Of the cut.
+    """
+    task = evidence.task
+    X, is_train = arm.features(), task.splits[task.indices_of(evidence.rows)] == SPLITS.index("train")
+    cut, found = is_train.copy(), dict[str, ErrorsOf]()
+    groups = None if evidence.groups is None else evidence.groups[is_train]
+    if is_train.sum() > LEAST_GROUPS and (groups is None or len(np.unique(groups)) > 1):
+        cut[is_train] = fold_numbers(evidence.y[is_train], groups, random_state=random_state) == 0
+    fitted = is_train & ~cut
+    for name, rows in (("train-dev", cut), ("dev", ~is_train)):
+        if fitted.sum() < LEAST_GROUPS or rows.sum() < LEAST_GROUPS:
+            continue
+        predicted = predict_new(X[fitted], evidence.targets[fitted], X[rows], arm.probe.penalty)
+        groups = None if evidence.groups is None else evidence.groups[rows]
+        found[name] = 1.0 - gains(evidence.y[rows], predicted, task.kind), groups
+    return found

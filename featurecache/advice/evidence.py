@@ -2,6 +2,8 @@
 
 An arm is a feature set in a role: of a pretrained network, or one of those that transfer has to beat: the same
 architecture untrained, the pixels, the colours, of texts the words. All arms are compared on the same rows and folds.
+
+Arms with a linear probe fitted on each: what the questions about features are answered from.
 """
 
 from __future__ import annotations
@@ -10,26 +12,33 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from featurecache.advice.probe import Floats, Probe, linear_probe, one_hot
 from featurecache.backbones.weights.random_weights import seed_of
 from featurecache.errors import TaskError
-from featurecache.evaluation.result_keys import COMPUTES
+from featurecache.evaluation.kept_results import COMPUTES
 from featurecache.evaluation.selection import fold_numbers
 from featurecache.hashing import digest_bytes, digest_json
 from featurecache.heads.checks import UNKNOWN
+from featurecache.machine import num_cores
 from featurecache.specs import TaskKind
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
+from featurecache.store.naming import distinct_names
 from featurecache.store.notes import Notes
 from featurecache.store.result_schemas import ArrayBody, ProbeBody
 from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 from featurecache.versions import installed_versions
+
+if TYPE_CHECKING:
+    from featurecache.progress import Progress
 
 Role = Literal["pretrained", "untrained", "pixels", "colours", "words"]
 MAX_ROWS = 3000
@@ -268,3 +277,69 @@ def class_counts_by_split(task: Task) -> dict[str, dict[str, int]]:
         of_split = np.bincount(labels, minlength=len(task.classes)) if labels.ndim == 1 else (labels == 1).sum(axis=0)
         counts[split] = dict(zip(task.classes, of_split.tolist(), strict=True))
     return counts
+
+
+@dataclass(frozen=True, eq=False)
+class ProbedArm(Arm):
+    """An arm with its probe.
+
+    Attributes
+    ----------
+    name : str
+        What people call it.
+    probe : Probe
+    gains : ndarray of float64 (n,)
+        What each row adds to the score out of fold; see `featurecache.advice.evidence.gains`.
+    is_default : bool
+        Its tap is the network's default one.
+    """
+
+    name: str
+    probe: Probe
+    gains: Floats
+    is_default: bool
+
+
+def fit_probes(
+    evidence: Evidence, store: FeatureStore, *, n_jobs: int = -1, progress: Progress | None = None
+) -> list[ProbedArm]:
+    """Fit a linear probe on each arm, or take up what the cache has noted of it.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    store : FeatureStore
+    n_jobs : int
+        Threads; all cores when negative.
+    progress : Progress, optional
+        Told of each arm.
+    """
+    if progress is not None:
+        progress.start("comparing features", len(evidence.arms))
+    names = _names_of(evidence)
+
+    def fit(arm: Arm) -> ProbedArm:
+        probe = evidence.probe(arm, store)
+        if progress is not None:
+            progress.advance(1)
+        gained = gains(evidence.y, probe.out_of_fold, evidence.task.kind)
+        is_default = arm.feature_set.tap.partition(":")[0] == "pre_logits"
+        return ProbedArm(arm.feature_set, arm.role, arm.rows, names[arm.feature_set.key], probe, gained, is_default)
+
+    num_threads = min(num_cores() if n_jobs < 0 else max(n_jobs, 1), len(evidence.arms))
+    # Threads: what takes long is linear algebra, which lets others run.
+    return list(Parallel(n_jobs=num_threads, require="sharedmem")(delayed(fit)(arm) for arm in evidence.arms))
+
+
+def _names_of(evidence: Evidence) -> dict[str, str]:
+    """Return what people call each arm, by the key of its feature set."""
+    names = {}
+    for is_baseline in (True, False):
+        arms = [arm for arm in evidence.arms if arm.feature_set.is_baseline == is_baseline]
+        documents = [arm.feature_set.to_json() for arm in arms]
+        if is_baseline:  # what no network made has one tap, which says nothing
+            documents = [{**document, "tap": document["backbone"], "backbone": ""} for document in documents]
+        for arm, name in zip(arms, distinct_names(documents), strict=True):
+            # An untrained network has the name of the pretrained one, and may stand beside it.
+            names[arm.feature_set.key] = f"{name}, untrained" if arm.role == "untrained" else name
+    return names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 Topic = Literal["soundness", "when", "what", "how", "more_data", "diagnosis", "adaptation", "structure"]
@@ -41,11 +41,11 @@ class Finding:
     question: Topic
     verdict: str
     text: str
-    n: int
-    basis: str
     figure: float | None = None
     low: float | None = None
     high: float | None = None
+    n: int
+    basis: str
     next_command: str | None = None
     is_fatal: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -62,19 +62,9 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, all finite, and None."""
-        return {
-            "question": self.question,
-            "verdict": self.verdict,
-            "text": self.text,
-            "figure": self.figure,
-            "low": self.low,
-            "high": self.high,
-            "n": self.n,
-            "basis": self.basis,
-            "next_command": self.next_command,
-            "fatal": self.is_fatal,
-            "details": finite(dict(self.details)),
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        fatal, details = values.pop("is_fatal"), finite(dict(values.pop("details")))
+        return {**values, "fatal": fatal, "details": details}
 
 
 def finite(value: Any) -> Any:

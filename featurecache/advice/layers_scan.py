@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,9 @@ from featurecache.advice.arms import ArmSource
 from featurecache.advice.evidence import Evidence, sampled
 from featurecache.errors import RequestError
 from featurecache.sources.inputs import Input
-from featurecache.sources.opening import open_source
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.progress import Progress
@@ -41,6 +41,14 @@ class LayersScan:
     source: ArmSource
     backbone: str | None = None
     weights: str | Path | None = None
+
+    def network_of(self, feature_set: FeatureSet) -> dict[str, Any]:
+        """Return what `reproduce_backbone` and `agreed_request` take to make the network of a feature set."""
+        found: dict[str, Any] = {
+            "identity": feature_set.identity.plain,
+            "weights_source": feature_set.about.weights_source,
+        }
+        return found | {"needed_by": "the scan of layers", "backbone": self.backbone, "weights": self.weights}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,13 +104,7 @@ def scan_layers(
 
     index = sampled(len(evidence.rows), evidence.groups, MAX_INPUTS, random_state)
     inputs = _inputs(store, evidence, index, scan.source)
-    network = reproduce_backbone(
-        feature_set.identity.plain,
-        feature_set.about.weights_source,
-        needed_by="the scan of layers",
-        backbone=scan.backbone,
-        weights=scan.weights,
-    )
+    network = reproduce_backbone(**scan.network_of(feature_set))
     taps = resolve_taps(network, ["blocks"])
     modality = modality_of(network.preprocess, network.tokenizer)
     if progress is not None:
@@ -144,37 +146,23 @@ def keep_layers(
     NotAgreedError, BackboneMismatchError
         As `reproduce_backbone`.
     """
-    from featurecache.extraction.extract import run_extraction
     from featurecache.extraction.reproduction import agreed_request
 
     # A record names code and weights; whether they are run or fetched is for the caller to say.
-    request = agreed_request(
-        feature_set.identity.plain,
-        feature_set.about.weights_source,
-        needed_by="the scan of layers",
-        backbone=scan.backbone,
-        weights=scan.weights,
-    )
-    run_extraction(
-        scan.source.path,
-        store.path,
-        request,
-        taps=["blocks"],
-        text_column=scan.source.text_column,
-        id_column=scan.source.id_column,
-        progress=progress,
-    )
+    request = agreed_request(**scan.network_of(feature_set))
+    scan.source.extract(store, request, "blocks", progress)
 
 
 def _inputs(store: FeatureStore, evidence: Evidence, index: NDArray[np.int64], source: ArmSource) -> list[Input]:
-    opened = open_source(source.path, text_column=source.text_column, id_column=source.id_column)
+    opened = source.open()
     if (listing := store.listings.load(opened.key)) is None:
         raise RequestError(f"{store.path} holds no samples from {opened.key}; name the source that it was made of")
     rows = evidence.rows[index]
     # Layers are compared with the default tap on the same samples, or not at all.
     if not (held := np.isin(rows, listing.unique_rows)).all():
         raise RequestError(
-            f"{opened.key} does not hold {np.count_nonzero(~held)} of the {len(rows)} samples to be scanned; name the "
+            f"{opened.key} lacks {counted(int(np.count_nonzero(~held)), 'sample', of=len(rows))} to be scanned; "
+            "name the "
             "source that holds all of the task, or leave --layers-scan out"
         )
     ids, names = store.samples.ids[rows], listing.paths_of(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,11 @@ class Difference:
     n: int
     num_units: int
     detectable: float
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Mean and interval as a `Finding` takes them."""
+        return {"figure": self.mean, "low": self.low, "high": self.high}
 
 
 def mean_difference(

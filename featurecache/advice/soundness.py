@@ -1,9 +1,13 @@
-"""Soundness first: copies on both sides of a split, classes that nothing is judged by, labels that look wrong."""
+"""Soundness first: copies on both sides of a split, classes that nothing is judged by, labels that look wrong.
+
+Facts about files that are not the picture: what a head could go by without looking.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,9 @@ from featurecache.advice.finding import Finding
 from featurecache.advice.paired import mean_difference
 from featurecache.advice.probe import Floats, linear_probe
 from featurecache.evaluation.near_copies import NearCopies
+from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 LEAST_ROWS = 5
 """Of a class in a split for evaluation; with fewer, its recall is anything."""
@@ -69,7 +76,8 @@ def count_findings(
             Finding(
                 question="soundness",
                 verdict="few groups",
-                text=f"there are {num_groups} groups, and samples of one group are alike: with fewer than "
+                text=f"there {'is' if num_groups == 1 else 'are'} {counted(num_groups, 'group')}, and samples of "
+                "one group are alike: with fewer than "
                 f"{LEAST_GROUPS} intervals are wide, and may be wrong",
                 figure=float(num_groups),
                 n=total,
@@ -127,19 +135,17 @@ def copies_finding(
         return Finding(question="soundness", verdict="none found", text=text, n=n, basis=basis, details=details)
     # By groups of copies, which are right or wrong together.
     found = mean_difference(gains_as_they_are - gains_kept_together, copies.group[: len(gains_as_they_are)])
-    num_samples = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
     text = (
-        f"{num_samples} of {n} samples are near-copies of others, and {int(across.sum())} pairs lie on both sides of a "
-        f"split: {score} out of fold is {gains_as_they_are.mean():.3f} with them apart and "
+        f"{counted(copies.num_alike, 'sample', of=n, verb='is')} near-copies of others, and "
+        f"{counted(across.sum(), 'pair', verb='lies')} on both sides of a split: {score} out of fold is "
+        f"{gains_as_they_are.mean():.3f} with them apart and "
         f"{gains_kept_together.mean():.3f} with copies kept together"
     )
     return Finding(
         question="soundness",
         verdict="near-copies",
         text=text,
-        figure=found.mean,
-        low=found.low,
-        high=found.high,
+        **found.figures,
         n=n,
         basis=basis,
         next_command=next_command,
@@ -187,9 +193,7 @@ def shortcut_finding(
     answer = partial(
         Finding,
         question="soundness",
-        figure=every.mean,
-        low=every.low,
-        high=every.high,
+        **every.figures,
         n=len(y),
         basis=f"decision tree on {', '.join(facts)}, out of fold, less the largest class",
         details=details,
@@ -258,7 +262,7 @@ def label_finding(
     else:
         first = listed[0]
         text = (
-            f"{len(listed)} of {len(y)} labels are worth checking, the first {first['name']} "
+            f"{counted(len(listed), 'label', of=len(y), verb='is')} worth checking, the first {first['name']} "
             f"(labelled {first['label']}, looks like {first['suggested']})"
         )
     return Finding(
@@ -299,3 +303,23 @@ def gains_with_copies_together(
     for number, (_, held_out) in enumerate(splitter.split(Y, None, group)):
         folds[held_out] = number
     return np.asarray(gains_of(linear_probe(X, Y, folds).out_of_fold))
+
+
+def facts_of(store: FeatureStore, rows: Rows) -> dict[str, NDArray[np.float64]]:
+    """Return what a cache knows of the files of some rows: size in bytes, type, depth, and the number in the name.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    rows : ndarray of int64 (n,)
+    """
+    names = [PurePosixPath(name) for name in store.samples.uris_of(rows)]
+    suffixes = [name.suffix.lower() for name in names]
+    codes = {suffix: float(code) for code, suffix in enumerate(sorted(set(suffixes)))}
+    facts = {
+        "size of the file": np.log(np.maximum(store.samples.take("size", rows).astype(np.float64), 1.0)),
+        "type of the file": np.array([codes[suffix] for suffix in suffixes]),
+        "depth of the folder": np.array([float(len(name.parts)) for name in names]),
+    }
+    # What is the same for all files tells nothing.
+    return {name: values for name, values in facts.items() if len(np.unique(values)) > 1}

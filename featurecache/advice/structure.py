@@ -16,6 +16,7 @@ from featurecache.advice.soundness import pairs_of
 from featurecache.evaluation.near_copies import NearCopies, near_copies
 from featurecache.heads.outliers import LEAST_ROWS, scores_by_others
 from featurecache.heads.preparation import unit_rows
+from featurecache.wording import counted
 
 MAX_ROWS = 2000
 """More are sampled."""
@@ -150,7 +151,8 @@ def structure_findings(
         Finding(
             question="structure",
             verdict="labels to start with",
-            text=f"start with {count} labels, {_LABELS_OF_A_CLUSTER} for each of {max(clusters.count, 2)} clusters; "
+            text=f"start with {counted(count, 'label')}, {_LABELS_OF_A_CLUSTER} for each of "
+            f"{max(clusters.count, 2)} clusters; "
             f"typical samples first: {names[typical[0]]}",
             n=len(X),
             basis=f"clusters of {name}; classes that are not clusters need more",
@@ -163,9 +165,9 @@ def structure_findings(
 
 def _copies_finding(copies: NearCopies, names: Sequence[str], name: str) -> Finding:
     """Say how many samples are near-copies of others."""
-    n = len(copies.group)
-    count = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
-    text = f"{count} of {n} samples are near-copies of others: label one of each, and keep them in one split"
+    n, count = len(copies.group), copies.num_alike
+    some = counted(count, "sample", of=n, verb="is")
+    text = f"{some} near-copies of others: label one of each, and keep them in one split"
     return Finding(
         question="structure",
         verdict="near-copies" if count else "none found",
@@ -209,12 +211,7 @@ def _clusters_finding(clusters: Clusters, plane: Floats, map_by: MapName, names:
 
 
 def outliers_finding(
-    X: NDArray[np.floating],
-    names: Sequence[str],
-    name: str,
-    group: NDArray[np.int64],
-    *,
-    question: Topic = "structure",
+    X: NDArray[np.floating], names: Sequence[str], name: str, group: NDArray[np.int64], *, question: Topic = "structure"
 ) -> Finding | None:
     """List the samples that are far from all others; None of fewer than 25 that are no near-copies.
 
@@ -241,10 +238,12 @@ def outliers_finding(
     far = np.flatnonzero(scores > third + 3 * (third - first))
     far = far[np.argsort(-scores[far], kind="stable")]
     listed = [{"name": names[single[row]], "distance": round(float(scores[row]), 4)} for row in far.tolist()]
-    text = f"none of {len(X)} samples is far from all others"
+    text = f"none of {counted(len(X), 'sample')} is far from all others"
     if listed:
-        text = f"{len(far)} of {len(X)} samples are far from all others, first {listed[0]['name']}: look whether they "
-        text += "belong"
+        text = (
+            f"{counted(len(far), 'sample', of=len(X), verb='is')} far from all others, first {listed[0]['name']}: look "
+        )
+        text += f"whether {'it belongs' if len(far) == 1 else 'they belong'}"
     return Finding(
         question=question,
         verdict="outliers" if listed else "none found",

@@ -18,6 +18,7 @@ from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wi
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
+from featurecache.wording import counted
 
 # Each is compared with all others, which takes the square of so many.
 _MOST_COMPARED = 30_000
@@ -61,7 +62,9 @@ def unlabelled_findings(
         features.rows[features.usable(features.rows)], MAX_ROWS if count is None else _MOST_CANDIDATES, random_state
     )
     if structure and len(rows) < 20:
-        raise RequestError(f"{store.path} holds {len(rows)} samples with features; structure takes 20 at least")
+        raise RequestError(
+            f"{store.path} holds {counted(len(rows), 'sample')} with features; structure takes 20 at least"
+        )
     name = f"{feature_set.tap} of {feature_set.identity.backbone}"
     X, names = read_views(features, rows)[:, 0], store.samples.uris_of(rows)
     found = []
@@ -94,7 +97,8 @@ def near_copy_groups(store: FeatureStore) -> dict[int, str]:
     rows = features.rows[features.usable(features.rows)]
     if len(rows) > _MOST_COMPARED:
         raise RequestError(
-            f"{len(rows):,} samples are too many to compare each with all others (at most {_MOST_COMPARED:,}); name "
+            f"{counted(len(rows), 'sample', verb='is')} too many to compare each with all others (at most "
+            f"{_MOST_COMPARED:,}); name "
             "what belongs together with --group-column"
         )
     copies = near_copies(read_views(features, rows)[:, 0])

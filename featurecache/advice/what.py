@@ -14,6 +14,7 @@ from featurecache.evaluation.chosen_score import chosen_score
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.table_verdicts import compare_heads
+from featurecache.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,8 +74,7 @@ def features_finding(
     able = [index for index, found in enumerate(compared) if index == best or found.verdict != "worse"]
     # Of one network a shallower layer takes less to compute; a narrower one less space.
     cheapest = min(
-        able,
-        key=lambda i: (candidates[i].num_parameters, candidates[i].order, candidates[i].num_bytes, -scores[i]),
+        able, key=lambda i: (candidates[i].num_parameters, candidates[i].order, candidates[i].num_bytes, -scores[i])
     )
     # The best of several looks better than it is, by having been chosen.
     corrected = chosen_score(measure, y, list(predictions), groups) if len(predictions) > 1 else None
@@ -94,7 +94,8 @@ def features_finding(
         low=None if corrected is None else corrected.low,
         high=None if corrected is None else corrected.high,
         n=len(y),
-        basis=f"{measure.primary.replace('_', ' ')} of a linear probe out of fold on {len(candidates)} feature sets; "
+        basis=f"{measure.primary.replace('_', ' ')} of a linear probe out of fold on "
+        f"{counted(len(candidates), 'feature set')}; "
         "verdicts hold for the whole table, and the figure is corrected for the choice",
         next_command=candidates[cheapest].command,
         details={
@@ -119,7 +120,11 @@ def _recommendation(
             f"take {candidates[cheapest].name}: with {scores[cheapest]:.3f} not to be told from the best, "
             f"{candidates[best].name} ({scores[best]:.3f}), and the cheapest of the {len(able)} of which that is true"
         )
-    others = f"not to be told from {len(able) - 1} of {count - 1} others" if len(able) > 1 else "better than all others"
+    others = (
+        f"not to be told from {counted(len(able) - 1, 'other', of=count - 1)}"
+        if len(able) > 1
+        else "better than all others"
+    )
     return f"take {candidates[best].name}: the best of {count} by a linear probe ({scores[best]:.3f}), {others}"
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featurecache.advice.finding import Finding
 from featurecache.advice.paired import Difference, in_words, mean_difference
+from featurecache.wording import counted
 
 
 def transfer_finding(
@@ -71,7 +72,7 @@ def transfer_finding(
     if all(difference.low > 0 for difference in differences.values()):
         shown = in_words(found.mean, found.low, found.high, sign="+")
         text = f"transfer helps: {name} is better than everything without it, over {worst} by {shown} {score}"
-        return answer(verdict="helps", text=text, figure=found.mean, low=found.low, high=found.high)
+        return answer(verdict="helps", text=text, **found.figures)
     # One of several arms may look better by chance: their intervals hold together (the first step of Holm's).
     level = 1 - 0.05 / len(informed)
     corrected = {arm: mean_difference(transferred - without[arm], groups, level=level) for arm in informed}
@@ -79,14 +80,14 @@ def transfer_finding(
     found = corrected[worst]
     if found.high < 0:
         verdict, text = "hurts", f"transfer hurts: {worst} is better than {name} by {-found.mean:.3f}"
-        text += f" ({-found.high:.3f} to {-found.low:.3f}, {found.n} samples)"
+        text += f" ({-found.high:.3f} to {-found.low:.3f}, {counted(found.n, 'sample')})"
     else:
         verdict = "cannot tell"
         shown = in_words(found.mean, found.low, found.high, sign="+")
         text = f"cannot tell whether transfer helps: {name} less {worst} is {shown}"
         if np.isfinite(found.detectable):
             text += f"; a difference of {found.detectable:.3f} would have been found"
-    return answer(verdict=verdict, text=text, figure=found.mean, low=found.low, high=found.high)
+    return answer(verdict=verdict, text=text, **found.figures)
 
 
 def _described(found: Difference, score: float) -> dict[str, float]:

@@ -110,7 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"featurecache {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name in VERBS:
-        importlib.import_module(f"featurecache.cli.{name.replace('-', '_')}").add_parser(verbs)
+        module = importlib.import_module(f"featurecache.cli.{name.replace('-', '_')}")
+        module.add_parser(verbs)
+        verbs.choices[name].set_defaults(run=module.run)
     return parser
 
 

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import features_of, memory_of
+from featurecache.cli.options import features_of, memory_of, option_name
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
 from featurecache.errors import RequestError
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.evaluation.adapting import AdaptationReport
@@ -17,22 +18,10 @@ if TYPE_CHECKING:
 
 # Written out: the module that has them imports scikit-learn, for which `--help` should not wait.
 _METHODS = ("auto", "source", "standardize", "coral", "subspace", "transport", "em", "bbse")
-_OTHERS = {
-    "tta": "--tta",
-    "balanced": "--balanced",
-    "metric": "--metric",
-    "threshold": "--threshold",
-    "keep": "--keep",
-    "depths": "--depths",
-    "from_tap": "--from-tap",
-    "from_images": "--from-images",
-    "views": "--views",
-    "look_at_test": "--look-at-test",
-    "wide": "--wide",
-    "minutes": "--minutes",
-    "positive": "--positive",
-    "jobs": "--jobs",
-}
+_OTHERS = (
+    *("tta", "balanced", "metric", "threshold", "keep", "depths", "from_tap", "from_images", "views", "look_at_test"),
+    *("wide", "minutes", "positive", "jobs"),
+)
 """Options that say how other heads are trained."""
 
 
@@ -77,9 +66,9 @@ def is_adapting(args: argparse.Namespace) -> bool:
     if args.head and set(args.head) != {"logistic"}:
         raise RequestError(f"--adapt trains the logistic head, and no {args.head[0]}; leave --head out")
     # An option that says nothing here is refused: whoever gave it would believe that it counted.
-    for name, option in _OTHERS.items():
+    for name in _OTHERS:
         if getattr(args, name):
-            raise RequestError(f"--adapt trains one plain logistic head; leave {option} out")
+            raise RequestError(f"--adapt trains one plain logistic head; leave {option_name(name)} out")
     return True
 
 
@@ -104,13 +93,7 @@ def run_adapting(store: FeatureStore, task: Task, args: argparse.Namespace) -> i
         raise RequestError(f"--adapt takes one feature set, and these are {len(sets)}: {taps}; name one with --tap")
     with progress_on_stderr(quiet=args.quiet) as progress:
         report = adapt_heads(
-            store,
-            task,
-            sets[0],
-            args.target_domain,
-            args.adapt,
-            random_state=args.random_state,
-            progress=progress,
+            store, task, sets[0], args.target_domain, args.adapt, random_state=args.random_state, progress=progress
         )
     saved: Path | None = None
     if args.save:
@@ -142,7 +125,7 @@ def _print_report(report: AdaptationReport) -> None:
         mark = "chosen" if found is report.chosen else ""
         rows.append([found.method, f"{found.agreement.value:.3f}", apart, accuracy, mark])
     print_table(columns, rows, numbers=columns[1:4])
-    source = f"{report.num_source} samples of the source, {report.num_target} of {report.domain}"
+    source = f"{counted(report.num_source, 'sample')} of the source, {report.num_target} of {report.domain}"
     alone, chosen = report.heads[0], report.chosen
     if chosen is alone and report.is_of_one_class:
         print_line(
@@ -157,4 +140,7 @@ def _print_report(report: AdaptationReport) -> None:
             f"with the source alone by {alone.agreement.value:.3f}"
         )
     if report.num_labeled:
-        print_line(f"{report.num_labeled} of them have labels, by which nothing was chosen")
+        print_line(
+            f"{report.num_labeled} of them {'has a label' if report.num_labeled == 1 else 'have labels'}, by "
+            "which nothing was chosen"
+        )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_jobs_option, add_table_options, named_source, verb_parser
+from featurecache.cli.options import add_jobs_option, add_table_options, called, named_source, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
 from featurecache.cli.output_files import add_raw_cells_option, write_table_at
 from featurecache.errors import RequestError
@@ -35,17 +35,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "advise",
-        common=(
-            "--task",
-            "--only",
-            "--source",
-            "--minutes",
-            "--target-domain",
-            "--unlabelled",
-            "--label-next",
-            "--wide",
-            "--json",
-        ),
+        common="--task --only --source --minutes --target-domain --unlabelled --label-next --wide --json",
         help="say what to transfer, when, and whether more labels would help: each answer with its interval",
         example="""
           featurecache advise flowers.cache --task species
@@ -113,7 +103,6 @@ def add_parser(verbs: Any) -> None:
     )
     add_raw_cells_option(parser)
     add_jobs_option(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,27 +111,8 @@ def run(args: argparse.Namespace) -> int:
 
     _check_options(args)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        findings = advise(
-            args.cache,
-            args.task,
-            only=args.only or (),
-            target_domain=args.target_domain,
-            label_next=args.label_next,
-            unlabelled=args.unlabelled,
-            source=named_source(args, args.source),
-            text_column=args.text_column,
-            id_column=args.id_column,
-            minutes=args.minutes,
-            layers_scan=args.layers_scan,
-            keep_layers=args.keep_layers,
-            backbone=args.backbone,
-            weights=args.weights,
-            look_at_test=args.look_at_test,
-            map_by=args.map,
-            random_state=args.random_state,
-            n_jobs=args.jobs or -1,
-            progress=progress,
-        )
+        source, n_jobs, only = named_source(args, args.source), args.jobs or -1, args.only or ()
+        findings = called(args, advise, only=only, source=source, map_by=args.map, n_jobs=n_jobs, progress=progress)
     if args.tables is not None:
         # Before anything is printed, so that a closed pipe does not cost the tables.
         write_tables(args.tables, findings, raw=args.raw_cells)

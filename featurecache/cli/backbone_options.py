@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any, get_args
 
-from featurecache.cli.options import add_renamed_option, add_weights_file_options
+from featurecache.cli.options import add_renamed_option, add_weights_file_options, called
 from featurecache.specs import (
     DEFAULT_BACKBONE,
     DEFAULT_ENCODER,
@@ -99,34 +99,23 @@ def requests_of(args: argparse.Namespace) -> list[BackboneRequest]:
         PreprocessSpec().override(**changes)
     # What comes with its weights from pip.
     default = DEFAULT_BACKBONE if getattr(args, "text_column", None) is None else DEFAULT_ENCODER
-    return make_requests(
-        args.backbone or default,
-        weights=args.weights,
-        weights_key=args.weights_key,
-        preprocess=changes,
-        init=args.init,
-        seed=args.weights_seed,
-        precision=args.precision,
-    )
+    choice = {"preprocess": changes, "init": args.init, "seed": args.weights_seed, "precision": args.precision}
+    return called(args, make_requests, backbones=args.backbone or default, **choice)
 
 
 def _pixel_range(text: str) -> str | tuple[float, ...]:
-    if text in ("full", "image"):
-        return text
-    try:
-        values = tuple(map(float, text.split(",")))
-    except ValueError:
-        values = ()
-    if len(values) != 2:
-        raise argparse.ArgumentTypeError(f"needs full, image, or two numbers like 0,4095, got {text!r}")
-    return values
+    return text if text in ("full", "image") else _numbers(text, 2, "full, image, or two numbers like 0,4095")
 
 
 def _three_numbers(text: str) -> tuple[float, ...]:
+    return _numbers(text, 3, "three numbers like 0.5,0.5,0.5")
+
+
+def _numbers(text: str, count: int, needed: str) -> tuple[float, ...]:
     try:
         values = tuple(map(float, text.split(",")))
     except ValueError:
         values = ()
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"needs three numbers like 0.5,0.5,0.5, got {text!r}")
+    if len(values) != count:
+        raise argparse.ArgumentTypeError(f"needs {needed}, got {text!r}")
     return values

@@ -7,6 +7,7 @@ from typing import Any
 
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line
+from featurecache.wording import counted
 
 
 def add_parser(verbs: Any) -> None:
@@ -18,7 +19,6 @@ def add_parser(verbs: Any) -> None:
         example="  featurecache backbones '*vit_tiny*'",
     )
     parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, or a pattern with * and ?")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         for name in names:
             print_line(name)
-        print_line(f"{len(names)} backbones; also python:package.module:factory for your own code")
+        print_line(f"{counted(len(names), 'backbone')}; also python:package.module:factory for your own code")
     return 0 if names else 1

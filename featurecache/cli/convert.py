@@ -33,7 +33,6 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--tap", metavar="T", help="only this tap")
     parser.add_argument("--backbone", metavar="B", help="only features of this backbone")
     parser.add_argument("--views", type=int, metavar="K", help="the features of K views; else the plain ones")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

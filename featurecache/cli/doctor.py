@@ -11,17 +11,10 @@ from featurecache.cli.output import print_json, print_line, print_table
 from featurecache.errors import install_command
 from featurecache.machine import num_cores
 from featurecache.versions import installed_version
+from featurecache.wording import counted
 
 _CORE = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "h5py",
-    "scikit-learn",
-    "pillow",
-    "safetensors",
-    "joblib",
-    "matplotlib",
+    *("torch", "torchvision", "numpy", "h5py", "scikit-learn", "pillow", "safetensors", "joblib", "matplotlib"),
     "rich",
 )
 _EXTRAS = {
@@ -54,13 +47,12 @@ _EXTRAS = {
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb."""
-    parser = verb_parser(
+    verb_parser(
         verbs,
         "doctor",
         help="show versions and devices, and what is missing and how to get it",
         example="  featurecache doctor",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     else:
-        print_line(f"python {platform.python_version()} on {system}, {num_cores()} cores")
+        print_line(f"python {platform.python_version()} on {system}, {counted(num_cores(), 'core')}")
         print_line(f"devices: {', '.join(devices) or 'none: torch is missing'}")
         rows = [[name, version or "missing", _remark(name, version)] for name, version in versions.items()]
         if torchvision == "without compiled operators":

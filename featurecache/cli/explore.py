@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+import webbrowser
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from featurecache.cli.options import add_table_options, features_of, named_source, source_argument, verb_parser
-from featurecache.cli.output import print_json, print_line
+from featurecache.cli.output import print_json, print_line, warn
 from featurecache.cli.output_files import check_outputs
+from featurecache.wording import counted
 
 
 def add_parser(verbs: Any) -> None:
@@ -34,6 +37,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--fingerprint", metavar="F", help="only features with this fingerprint")
     parser.add_argument("--map", choices=("pca", "umap"), default="pca", help="how samples are laid out in the plane")
     parser.add_argument("--port", type=int, default=5055, metavar="N", help="port on this machine (default 5055)")
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table (.parquet) and open nothing")
     parser.add_argument("--replace", action="store_true", help="replace FILE if it is there")
     add_table_options(parser)
@@ -53,8 +57,15 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="featurecache-explore-") as folder:
         table = Path(folder) / f"{args.task or 'samples'}.parquet"
         columns = _write(args, table)
-        print_line("the server answers on this machine only, until Ctrl-C")
-        return serve(explorer_command(table, columns, args.port))
+
+        def say_address(address: str) -> None:
+            # On stdout is one document where that was asked for.
+            (warn if args.json else print_line)(f"open {address} in a browser on this machine; Ctrl-C ends it")
+            sys.stdout.flush()
+            if args.open and not webbrowser.open(address):
+                warn("no browser could be started; open the address by hand")
+
+        return serve(explorer_command(table, columns, args.port), say_address)
 
 
 def _write(args: argparse.Namespace, path: Path) -> list[str]:
@@ -74,9 +85,13 @@ def _write(args: argparse.Namespace, path: Path) -> list[str]:
     if args.json:
         print_json({"out": str(path), **asdict(done)})
         return list(done.columns)
-    print_line(f"{done.num_samples} samples of {feature_set.tap}, {done.num_pictures} with a picture, in {path}")
+    print_line(
+        f"{counted(done.num_samples, 'sample')} of {feature_set.tap}, {done.num_pictures} with a picture, in {path}"
+    )
     if done.num_left_out:
-        print_line(f"{done.num_left_out} more samples are not shown: {done.num_samples} were drawn at random")
+        print_line(
+            f"{counted(done.num_left_out, 'sample', verb='is')} not shown: {done.num_samples:,} were drawn at random"
+        )
     if args.source is None:
         print_line("no pictures: name the folder that was extracted by --source, and they are shown")
     return list(done.columns)

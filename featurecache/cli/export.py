@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from featurecache.cli.options import add_head_options, verb_parser
+from featurecache.cli.options import add_head_options, called, verb_parser
 from featurecache.cli.output import print_json, print_line
 
 
@@ -37,24 +37,13 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--opset", type=int, metavar="N", help="of ONNX (default: 20)")
     parser.add_argument("--replace", action="store_true", help="replace what is there")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what goes in and comes out."""
     from featurecache.deployment.export import export_head
 
-    about = export_head(
-        args.head,
-        args.out,
-        format=args.format,
-        backbone=args.backbone,
-        weights=args.weights,
-        weights_key=args.weights_key,
-        layers=args.layers,
-        opset=args.opset,
-        replace=args.replace,
-    )
+    about = called(args, export_head)
     if args.json:
         print_json(about)
         return 0

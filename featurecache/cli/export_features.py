@@ -11,6 +11,7 @@ from featurecache.cli.options import features_of, verb_parser
 from featurecache.cli.output import print_json, print_line
 from featurecache.cli.output_files import add_raw_cells_option, check_outputs, write_table_at
 from featurecache.errors import RequestError
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.store.features import Features
@@ -39,7 +40,6 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".parquet, .csv or .tsv")
     add_raw_cells_option(parser)
     parser.add_argument("--replace", action="store_true", help="replace FILE if it is there")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"out": str(args.out), "rows": count, "tap": features.tap, "shape": list(features.sample_shape)})
     else:
-        print_line(f"{count} samples x {features.tap} {features.sample_shape} in {args.out}")
+        print_line(f"{counted(count, 'sample')} x {features.tap} {features.sample_shape} in {args.out}")
     return 0
 
 

@@ -18,6 +18,7 @@ from featurecache.cli.options import (
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, warn
 from featurecache.errors import command_line
 from featurecache.ignored import by_suffix
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.extraction.report import ExtractionReport
@@ -28,17 +29,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "extract",
-        common=(
-            "--cache",
-            "--backbone",
-            "--tap",
-            "--weights",
-            "--device",
-            "--path-column",
-            "--text-column",
-            "--views",
-            "--json",
-        ),
+        common="--cache --backbone --tap --weights --device --path-column --text-column --views --json",
         help="run a frozen backbone over a folder of images, or a table of texts, and keep its features",
         example="""
           featurecache extract flowers/ --cache flowers.cache --backbone torchvision:resnet50 --tap layer3:avg
@@ -52,7 +43,6 @@ def add_parser(verbs: Any) -> None:
     add_source_options(parser)
     add_backbone_options(parser)
     add_extraction_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,10 +83,12 @@ def print_summary(report: ExtractionReport) -> None:
     runtime = f" with {report.runtime}" if report.runtime else ""
     rate = f", {report.num_extracted / report.seconds:.0f} samples/s" if report.num_extracted else ""
     print_line(
-        f"{report.num_files} {report.noun}, {report.num_samples} samples" + (f" ({copies} copies)" if copies else "")
+        f"{counted(report.num_files, report.noun)}, {counted(report.num_samples, 'sample')}"
+        + (f" ({counted(copies, 'copy')})" if copies else "")
     )
     print_line(
-        f"{report.num_extracted} extracted{runtime}, {report.num_cached} were cached ({report.seconds:.1f} s{rate})"
+        f"{report.num_extracted} extracted{runtime}, {report.num_cached} "
+        f"{'was' if report.num_cached == 1 else 'were'} cached ({report.seconds:.1f} s{rate})"
     )
     if report.trial:
         tried = ", ".join(f"{name} {rate:.3g}/s" for name, rate in report.trial.items())
@@ -106,11 +98,13 @@ def print_summary(report: ExtractionReport) -> None:
     for feature_set in report.sets:
         print_line(f"cached: {feature_set}")
     if others := report.ignored.others:
-        print_line(f"{sum(others.values())} other files left out by their name: {by_suffix(others)}")
+        print_line(f"{counted(sum(others.values()), 'other file')} left out by name: {by_suffix(others)}")
     if report.num_cut:
-        print_line(f"{report.num_cut} samples are longer than the network takes: only their beginning counts")
+        print_line(
+            f"{counted(report.num_cut, 'sample', verb='is')} longer than the network takes: only the beginning counts"
+        )
     if report.bad:
-        print_line(f"{len(report.bad)} bad inputs keep their row and will not be trained on:")
+        print_line(f"{counted(len(report.bad), 'bad input', verb='has')} a row, and will not be trained on:")
         # A folder of wrong files must not scroll the summary away; `info` lists all.
         for path, (status, reason) in list(report.bad.items())[:10]:
             print_line(f"  {path}: {status} ({reason})")
@@ -122,7 +116,10 @@ def exit_status(report: ExtractionReport, max_bad: float) -> int:
     """Return 1, and say why, when too many inputs are bad or some were left for the next run."""
     if report.postponed:
         path, reason = next(iter(report.postponed.items()))
-        warn(f"{len(report.postponed)} files were left for the next run, first {path}: {reason}; run extract again")
+        warn(
+            f"{counted(len(report.postponed), 'file', verb='was')} left for the next run, first {path}: {reason}; "
+            "run extract again"
+        )
     has_too_many = has_too_many_bad(len(report.bad), report.num_files, max_bad, report.store.path)
     # A script must be able to tell a cache that is complete from one that is not.
     return 1 if report.postponed or has_too_many else 0
@@ -134,7 +131,7 @@ def has_too_many_bad(num_bad: int, num_files: int, max_bad: float, cache: Path) 
     share = num_bad / max(num_files, 1)
     if share > max_bad:
         warn(
-            f"{num_bad} of {num_files} inputs are bad ({share:.1%}), the limit is {max_bad:.1%}; "
+            f"{counted(num_bad, 'input', of=num_files, verb='is')} bad ({share:.1%}), the limit is {max_bad:.1%}; "
             f"see `{command_line('info', cache)}`, or raise --max-bad"
         )
     return share > max_bad

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line
+from featurecache.wording import counted
 
 
 def add_parser(verbs: Any) -> None:
@@ -32,7 +33,6 @@ def add_parser(verbs: Any) -> None:
         metavar="HOURS",
         help="leave younger leftovers alone (default 168)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
         print_line(name)
     verb = "removed" if found.removed else "would be removed with --remove"
     print_line(
-        f"{len(found.leftovers)} leftovers, {found.num_bytes} bytes {verb}; {len(found.young)} are too young to be sure"
+        f"{counted(len(found.leftovers), 'leftover')}, {found.num_bytes} bytes {verb}; {len(found.young)} too "
+        "young to be sure"
     )
     if args.unused:
-        print_line(f"{found.unused_rows} rows of features that no source needs {verb}")
+        print_line(f"{counted(found.unused_rows, 'row')} of features that no source needs {verb}")
     return 0

@@ -22,7 +22,6 @@ def add_parser(verbs: Any) -> None:
         """,
     )
     parser.add_argument("topic", nargs="?", metavar="TOPIC", help="which page; without one they are listed")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ from featurecache.cli.ls import print_features
 from featurecache.cli.options import add_table_options, named_source, source_argument, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr
 from featurecache.errors import ReportWarning
+from featurecache.specs import TASK_NOUN
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
@@ -38,7 +40,6 @@ def add_parser(verbs: Any) -> None:
         help="compare with this folder or table now: what was added, edited, renamed",
     )
     add_table_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,12 +73,15 @@ def _describe_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, An
 def _print_now(now: dict[str, Any]) -> None:
     # Zeroes would hide what changed.
     changes = [f"{now[state]} {state}" for state in ("added", "edited", "renamed", "copied", "removed") if now[state]]
-    print_line(f"{now['root']} now: {now['files']} files; since it was extracted: {', '.join(changes) or 'unchanged'}")
+    print_line(
+        f"{now['root']} now: {counted(now['files'], 'file')}; since it was extracted: "
+        f"{', '.join(changes) or 'unchanged'}"
+    )
     for item in now["cached"]:
-        views = f" {item['views']} views" if item["views"] else ""
+        views = f" {counted(item['views'], 'view')}" if item["views"] else ""
         print_line(
-            f"  {item['backbone']} {item['tap']} {item['dtype']}{views}: {item['samples']} of {now['samples']} samples "
-            "cached"
+            f"  {item['backbone']} {item['tap']} {item['dtype']}{views}: "
+            f"{counted(item['samples'], 'sample', of=now['samples'])} cached"
         )
     _print_warnings(now["warnings"])
     if now["added"] or now["edited"]:
@@ -85,18 +89,18 @@ def _print_now(now: dict[str, Any]) -> None:
     # Nothing is removed by itself: the files may only have been moved.
     if now["orphaned_samples"]:
         print_line(
-            f"  {now['orphaned_samples']} samples of the cache are in no source any more; "
-            "their features stay until `featurecache gc --unused --remove` (extract first)"
+            f"  no source holds {counted(now['orphaned_samples'], 'sample')} of the cache any more; "
+            "the features stay until `featurecache gc --unused --remove` (extract first)"
         )
 
 
 def _print(info: dict[str, Any]) -> None:
     orphaned = f", {info['orphaned_samples']} of them in no source any more" if info["orphaned_samples"] else ""
-    print_line(f"{info['cache']}: {info['samples']} samples{orphaned}")
+    print_line(f"{info['cache']}: {counted(info['samples'], 'sample')}{orphaned}")
     for source in info["sources"]:
         print_line(
-            f"source {source['root']}: {source['files']} files, {source['samples']} samples, "
-            f"{source['copies']} copies, {source['unreadable']} unreadable"
+            f"source {source['root']}: {counted(source['files'], 'file')}, {counted(source['samples'], 'sample')}, "
+            f"{counted(source['copies'], 'copy')}, {source['unreadable']} unreadable"
         )
         # What is there now says it once.
         if not info["now"] or info["now"]["root"] != source["root"]:
@@ -109,13 +113,16 @@ def _print(info: dict[str, Any]) -> None:
     for task in info["tasks"]:
         counts = ", ".join(f"{count} {split}" for split, count in task["counts"].items())
         about = task["about"]
-        print_line(f"task {task['task']}: {len(task['classes'])} classes ({counts}), from {about['origin']}")
+        print_line(
+            f"task {task['task']}: {counted(len(task['classes']), TASK_NOUN[task['kind']])} ({counts}), from "
+            f"{about['origin']}"
+        )
         if about["num_conflicts"]:
-            print_line(f"  {about['num_conflicts']} samples have two labels and were left out")
+            print_line(f"  {counted(about['num_conflicts'], 'sample', verb='has')} two labels, left out")
         _print_history(task)
     print_line(f"heads: {', '.join(info['heads']) or 'none'}")
     if info["bad"]:
-        print_line(f"{len(info['bad'])} bad inputs:")
+        print_line(f"{counted(len(info['bad']), 'bad input')}:")
         print_table(["file", "status", "reason"], [[b["path"], b["status"], b["reason"]] for b in info["bad"]])
 
 
@@ -159,13 +166,13 @@ def _print_provenance(item: dict[str, Any]) -> None:
         print_line(f"  views: {_views_in_words(views)}")
     print_line(
         f"  ran on {ran['runtime']}/{ran['device']}{model}, torch {ran['versions'].get('torch')}, "
-        f"{item['shards']} shards{folded}"
+        f"{counted(item['shards'], 'shard')}{folded}"
     )
     if error := item["precision"]:
         print_line(
             f"  stored as {item['dtype']}: error {'at most ' if error.get('bound') else ''}"
             f"{error['relative_rms']:.1e} (root mean square), "
-            f"{error['relative_largest']:.1e} (largest) of {error['against']}, on {error['rows']} samples"
+            f"{error['relative_largest']:.1e} (largest) of {error['against']}, on {counted(error['rows'], 'sample')}"
         )
     for note in item["notes"] or []:
         print_line(f"  note: {note}")

@@ -22,7 +22,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "inspect",
-        common=("--tap", "--tails", "--depth", "--weights", "--init", "--json"),
+        common="--tap --tails --depth --weights --init --json",
         help="show the layers of a backbone as possible taps, with shapes, cost and bytes",
         example="  featurecache inspect torchvision:squeezenet1_1 --weights squeezenet1_1.pth --depth 2",
     )
@@ -36,7 +36,6 @@ def add_parser(verbs: Any) -> None:
         "--tails", action="store_true", help="also try where the network can be cut, to train the rest of it on a cache"
     )
     add_preprocess_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

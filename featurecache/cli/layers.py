@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_weights_file_options, features_of, memory_of
+from featurecache.cli.options import add_weights_file_options, called, features_of, memory_of, option_name
 from featurecache.cli.output import print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError, command_line
 from featurecache.finetuning.settings import FineTuning
@@ -33,10 +33,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         "layers", "of --head tail, layers:linear, layers:conv, layers:transformer, layers:mlp or python:MODULE:FACTORY"
     )
     group.add_argument(
-        "--from-tap",
-        action="append",
-        metavar="T",
-        help="cached activations to train on; repeat for several",
+        "--from-tap", action="append", metavar="T", help="cached activations to train on; repeat for several"
     )
     group.add_argument(
         "--from-images",
@@ -69,7 +66,7 @@ def _add_setting(group: Any, setting: Field[Any]) -> None:
     if default:
         option["help"] += f" (default: {default})"
     # None, whatever the default: an option that is given where no layers are trained is an error.
-    group.add_argument("--" + setting.name.replace("_", "-"), default=None, **option)
+    group.add_argument(option_name(setting.name), default=None, **option)
 
 
 def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) -> LayersRequest | None:
@@ -97,8 +94,9 @@ def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) ->
         _warn_of_rounding(sets)
         return LayersRequest(layers, sets, _training(store, task, args))
     if given := [name for name in _OF_LAYERS if vars(args)[name] is not None]:
-        option = "--" + given[0].replace("_", "-")
-        raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
+        raise RequestError(
+            f"{option_name(given[0])} is for layers that are trained; name them with --head tail, for example"
+        )
     return None
 
 
@@ -205,18 +203,5 @@ def _training(store: FeatureStore, task: Task, args: argparse.Namespace) -> Laye
     given |= {name: tuple(dict.fromkeys(value)) for name, value in given.items() if isinstance(value, list)}
     if "augment" in given:
         given["augment"] = tuple(None if name == "none" else name for name in given["augment"])
-    return LayerTraining(
-        store=store,
-        task=task,
-        tuning=FineTuning(**given),
-        tta=args.tta,
-        balanced=args.balanced,
-        metric=args.metric,
-        threshold=args.threshold,
-        positive=args.positive,
-        random_state=args.random_state,
-        memory=memory_of(args),
-        backbone=args.backbone,
-        weights=args.weights,
-        weights_key=args.weights_key,
-    )
+    tuning, memory = FineTuning(**given), memory_of(args)
+    return called(args, LayerTraining, store=store, task=task, tuning=tuning, memory=memory)

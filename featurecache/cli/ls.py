@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import verb_parser
-from featurecache.cli.output import laid_out, print_json, print_line, print_table
+from featurecache.cli.output import laid_out, print_json, print_line, print_table, warn
 from featurecache.errors import RequestError
+from featurecache.wording import counted, human_bytes
 
 if TYPE_CHECKING:
     from featurecache.store.watch import CacheProgress, LiveWorker, SetProgress
 
 # Between two looks. A log of a batch job should not fill with lines.
 _SECONDS_ON_A_TERMINAL, _SECONDS_IN_A_LOG = 1.0, 5.0
+# Without a lease or a commit for so long nobody is at work: a worker that died is known to be after two minutes, and
+# one that begins holds no lease while it loads its network.
+_IDLE_SECONDS = 300.0
 
 
 def add_parser(verbs: Any) -> None:
@@ -35,7 +39,9 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     parser.add_argument(
-        "--watch", action="store_true", help="show how far all workers are, until nothing is missing; Ctrl-C ends it"
+        "--watch",
+        action="store_true",
+        help="show how far all workers are, until nothing is missing or nobody is at work for five minutes",
     )
     parser.add_argument(
         "--interval",
@@ -62,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"samples": len(store.samples), "features": features, "tasks": store.task_names(), "heads": heads})
         return 0
-    print_line(f"{args.cache}: {len(store.samples)} samples")
+    print_line(f"{args.cache}: {counted(len(store.samples), 'sample')}")
     print_features(features)
     print_line(f"tasks: {', '.join(store.task_names()) or 'none'}")
     print_line(f"heads: {', '.join(heads) or 'none'}")
@@ -71,8 +77,6 @@ def run(args: argparse.Namespace) -> int:
 
 def print_features(features: list[dict[str, Any]]) -> None:
     """Print feature sets as a table."""
-    from featurecache.wording import human_bytes
-
     # A column for what most caches do not have would be empty.
     some_views = any(item["views"] for item in features)
     named = ["backbone", "tap", "views"] if some_views else ["backbone", "tap"]
@@ -98,18 +102,27 @@ def print_features(features: list[dict[str, Any]]) -> None:
 
 
 def _watch(update: Callable[[], CacheProgress], args: argparse.Namespace) -> int:
-    """Show how far a cache is until nothing is missing and nobody is at work."""
+    """Show how far a cache is until nobody is at work; return 1 where something is missing then."""
     interval = args.interval or (_SECONDS_ON_A_TERMINAL if sys.stdout.isatty() else _SECONDS_IN_A_LOG)
+    before, since, is_left = None, 0.0, False
     with _shown(as_json=args.json) as show:
         while True:
             found = update()
             show(found)
-            if found.is_done:
+            seen = [(item.features, item.num_rows, item.num_listed) for item in found.sets], found.waiting
+            if found.workers or seen != before:
+                before, since = seen, time.monotonic()
+            if found.is_done or (is_left := time.monotonic() - since >= _IDLE_SECONDS):
                 break
             time.sleep(interval)
     if args.json:  # one document, so what was on the way is not printed
         print_json({"cache": str(args.cache), **found.to_json()})
-    return 0
+    if is_left:
+        warn(
+            f"nobody has been at work for {_IDLE_SECONDS / 60:.0f} minutes, and {_missing_in_words(found)}; run the "
+            "same `featurecache extract` again, or watch again once its workers have begun"
+        )
+    return int(is_left)
 
 
 @contextmanager
@@ -141,7 +154,7 @@ def _print_progress(found: CacheProgress) -> None:
     for item in [item for item in found.sets if found.is_done or item.num_rows < item.num_listed]:
         speed, rest = _speed_and_rest(item)
         more = f", {speed} rows/s, {rest} left" if rest else ""
-        sentences.append(f"{item.features}: {item.num_rows} of {item.num_listed} rows{more}")
+        sentences.append(f"{item.features}: {item.num_rows} of {counted(item.num_listed, 'row')}{more}")
     print_line("; ".join([*sentences, _workers_in_words(found)]))
     sys.stdout.flush()  # whoever follows a file or a pipe wants it now
 
@@ -164,11 +177,19 @@ def _workers_in_words(found: CacheProgress) -> str:
         # Work may have been asked for elsewhere and not have begun.
         left = f"; no features yet of {', '.join(found.waiting)}" if found.waiting else ""
         return f"no worker{left}"
-    return f"{len(words)} worker{'s' if len(words) > 1 else ''}: {', '.join(words)}"
+    return f"{counted(len(words), 'worker')}: {', '.join(words)}"
+
+
+def _missing_in_words(found: CacheProgress) -> str:
+    """Say what of a cache is not there."""
+    lacks = [(item.features, item.num_listed - item.num_rows) for item in found.sets if item.num_rows < item.num_listed]
+    words = [f"{name} lacks {counted(count, 'row')}" for name, count in lacks]
+    words += [f"there are no features of {root}" for root in found.waiting]
+    return ", ".join(words) or "there are no features"
 
 
 def _worker_in_words(worker: LiveWorker) -> str:
-    what = "scans" if worker.is_scanning else f"{worker.num_shards} shard{'s' if worker.num_shards > 1 else ''}"
+    what = "scans" if worker.is_scanning else counted(worker.num_shards, "shard")
     return f"{worker.host} {worker.pid} ({what}, seen {worker.age:.0f} s ago)"
 
 

@@ -6,9 +6,9 @@ import argparse
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
 
 from featurecache.errors import RequestError
 from featurecache.specs import DtypeChoice, ExtractionSettings, RuntimeName, ViewSpec
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from featurecache.evaluation.configuring import HeadLike
     from featurecache.extraction.recomputation import Inputs
 
+Made = TypeVar("Made")
+
 
 def verb_parser(
-    verbs: Any, name: str, *, help: str, example: str, quiet: bool = False, common: Sequence[str] = ()
+    verbs: Any, name: str, *, help: str, example: str, quiet: bool = False, common: str | Sequence[str] = ""
 ) -> argparse.ArgumentParser:
     """Add a verb with the options that every verb has.
 
@@ -47,7 +49,8 @@ def verb_parser(
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.common = tuple(common)  # type: ignore[attr-defined]  # of the parser of our command line
+    words = common.split() if isinstance(common, str) else common
+    parser.common = tuple(words)  # type: ignore[attr-defined]  # of the parser of our command line
     if quiet:
         parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
@@ -69,6 +72,11 @@ def add_renamed_option(parser: Any, name: str, earlier: str, **settings: Any) ->
     # Both names set one value, so that giving both is giving one twice.
     settings |= {"dest": name.removeprefix("--").replace("-", "_"), "help": argparse.SUPPRESS}
     parser.add_argument(earlier, **(settings | {"default": argparse.SUPPRESS}))
+
+
+def option_name(field: str) -> str:
+    """Return the option that sets a field of the parsed arguments."""
+    return "--" + field.replace("_", "-")
 
 
 def add_jobs_option(parser: Any) -> None:
@@ -204,15 +212,9 @@ def named_source(args: argparse.Namespace, source: Any) -> Any:
     is_text = args.text_column is not None
     if not has_form and (is_text or not (args.path_column is not None or args.allow_local_urls)):
         return source
-    return source_spec(
-        source,
-        text_column=args.text_column,
-        id_column=args.id_column,
-        path_column=None if is_text else args.path_column,
-        allow_local_urls=args.allow_local_urls,
-        delimiter=delimiter_of(args),
-        has_header=not args.no_header,
-    )
+    path_column, delimiter = None if is_text else args.path_column, delimiter_of(args)
+    form = {"path_column": path_column, "delimiter": delimiter, "has_header": not args.no_header}
+    return called(args, source_spec, path=source, **form)
 
 
 def add_extraction_options(parser: argparse.ArgumentParser) -> None:
@@ -317,6 +319,12 @@ def add_memory_option(parser: Any) -> None:
     )
 
 
+def called(args: argparse.Namespace, function: Callable[..., Made], **others: Any) -> Made:
+    """Call a function, or make a record, with what options have the names of its parameters, and others."""
+    given = {name: vars(args)[name] for name in inspect.signature(function).parameters if name in vars(args)}
+    return function(**(given | others))
+
+
 class ExtractionChoice(TypedDict):
     """What the options say of an extraction, by the parameters of `featurecache.extract`."""
 
@@ -353,16 +361,9 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     """Return the inputs that the options name."""
     from featurecache.extraction.recomputation import Inputs
 
-    return Inputs(
-        source=named_source(args, args.source),
-        backbone=args.backbone,
-        weights=args.weights,
-        weights_key=args.weights_key,
-        text_column=args.text_column,
-        id_column=args.id_column,
-        # Only what says where and how fast: rows must come out as they were stored.
-        settings=ExtractionSettings(device=args.device, num_workers=args.jobs),
-    )
+    # Only what says where and how fast: rows must come out as they were stored.
+    settings = ExtractionSettings(device=args.device, num_workers=args.jobs)
+    return called(args, Inputs, source=named_source(args, args.source), settings=settings)
 
 
 def features_of(args: argparse.Namespace) -> FeatureChoice:
@@ -381,16 +382,8 @@ def memory_of(args: argparse.Namespace) -> int | None:
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     """Return the settings that the options name."""
-    # Verbs that store nothing do not have these.
-    given = {name: value for name, value in vars(args).items() if name in ("dtype", "shard_rows")}
-    return ExtractionSettings(
-        runtime=args.runtime,
-        device=args.device,
-        batch_size=args.batch_size,
-        num_workers=args.jobs,
-        num_processes=getattr(args, "processes", None),
-        **given,
-    )
+    # Verbs that store nothing have no options of stored types and shards.
+    return called(args, ExtractionSettings, num_workers=args.jobs, num_processes=getattr(args, "processes", None))
 
 
 def _num_jobs(text: str) -> int | None:

@@ -30,19 +30,21 @@ from featurecache.cli.options import (
 from featurecache.cli.output import dumped, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.cli.output_files import add_raw_cells_option, check_outputs, write_table_at
 from featurecache.cli.prediction_tables import (
+    LikeTable,
     PredictionTable,
     Value,
-    columns_of,
+    like_table,
     named_table,
     once_each,
-    rows_like,
     whole_table,
     with_quoted_counted,
 )
 from featurecache.errors import RequestError
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.deployment.prediction import Prediction
+    from featurecache.deployment.prediction_job import PredictionJob
     from featurecache.deployment.saved import SavedHead
     from featurecache.errors import ReportWarning
 
@@ -129,7 +131,9 @@ def run(args: argparse.Namespace) -> int:
         parts=parts_of(args.out) if args.engine else None,
     )
     # Columns that the head does not know must not be found out after hours of work.
-    table, tally, shared = _table_of(args, job.saved), _Tally(), None
+    like = _like_of(args, job)
+    table, tally, shared = _table_of(args, job.saved, like), _Tally(), None
+    warnings += like.warnings if like else ()
     with progress_on_stderr(quiet=args.quiet) as progress:
         if args.engine:
             shared = run_shared(job, args.engine, progress, out=args.out, replace=args.replace)
@@ -143,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
             )
             # Threads that decode end with it, also where the output cannot be written.
             with closing(predictions):
-                _write(args, tally.counted(predictions), table, predictions.numbers, warnings)
+                _write(args, tally.counted(predictions), table, like, predictions.numbers, warnings)
                 if shared is not None:  # only now: what was predicted must not be lost with the table
                     shared.finish(args.out, End(tally.num_inputs, tally.num_bad, tally.first_bad))
                 elif args.out:  # of a run that was killed
@@ -154,8 +158,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print_warnings(warnings, to_stderr=args.csv)  # a table on stdout is for programs
     if tally.first_bad is not None:
-        noun, (first, reason) = "rows" if args.text_column else "files", tally.first_bad
-        warn(f"{tally.num_bad} of {tally.num_inputs} {noun} could not be labelled, first {first}: {reason}")
+        bad, (first, reason) = (
+            counted(tally.num_bad, "row" if args.text_column else "file", of=tally.num_inputs),
+            tally.first_bad,
+        )
+        warn(f"{bad} could not be labelled, first {first}: {reason}")
     return 1 if tally.num_bad else 0
 
 
@@ -208,12 +215,18 @@ def _check_table_options(args: argparse.Namespace) -> None:
         raise RequestError(f"--top-k is a number of classes from 1 up; got {args.top_k}")
 
 
-def _table_of(args: argparse.Namespace, saved: SavedHead) -> PredictionTable:
+def _like_of(args: argparse.Namespace, job: PredictionJob) -> LikeTable | None:
+    """Return the table that predictions are to be written like: rows of other inputs are told before any work."""
+    return like_table(args.like, job.listed[0].full_names(), job.saved.classes) if args.like else None
+
+
+def _table_of(args: argparse.Namespace, saved: SavedHead, like: LikeTable | None) -> PredictionTable:
     names, is_regression = list(saved.classes), saved.kind == "regression"
     classes, numbers = ([], names) if is_regression else (names, [])
-    if args.columns or args.like:
-        columns = columns_of(args.like) if args.like else [name.strip() for name in args.columns.split(",")]
-        return named_table(columns, classes, numbers)
+    if like is not None:
+        return named_table(like.columns, classes, numbers, key=like.key)
+    if args.columns:
+        return named_table([name.strip() for name in args.columns.split(",")], classes, numbers)
     for option, value in (("--proba", args.proba), ("--top-k", args.top_k)):
         if value and numbers:
             raise RequestError(f"{option} is about classes, and this head predicts numbers; leave it out")
@@ -221,31 +234,30 @@ def _table_of(args: argparse.Namespace, saved: SavedHead) -> PredictionTable:
 
 
 def _rows_of(
-    args: argparse.Namespace, table: PredictionTable, warnings: list[ReportWarning]
+    args: argparse.Namespace, table: PredictionTable, like: LikeTable | None, warnings: list[ReportWarning]
 ) -> Callable[[Iterator[Prediction]], Iterator[dict[str, Value]]]:
     """Return what turns predictions into rows of the table that the options name."""
-    counted = partial(with_quoted_counted, warnings=warnings, raw=args.raw_cells)
-    if args.like:
+    with_quoted = partial(with_quoted_counted, warnings=warnings, raw=args.raw_cells)
+    if like is not None:
         # A sample of a submission has an order of its own, so all predictions are awaited.
-        return lambda items: counted(rows_like(args.like, items, table, warnings))
+        return lambda items: with_quoted(like.rows(items, table))
     if args.columns:
-        from featurecache.tables import sample_columns
-
-        return lambda items: counted(once_each(map(table.row, items), sample_columns(table.columns)[0]))
-    return lambda items: counted(map(table.row, items))
+        return lambda items: with_quoted(once_each(map(table.row, items), table.key))
+    return lambda items: with_quoted(map(table.row, items))
 
 
 def _write(
     args: argparse.Namespace,
     counted: Iterator[Prediction],
     table: PredictionTable,
+    like: LikeTable | None,
     names: list[str],
     warnings: list[ReportWarning],
 ) -> None:
     """Write or print predictions as they come; only a table for people is laid out as a whole, and one like another."""
     from featurecache.table_output import safe_row
 
-    as_rows = _rows_of(args, table, warnings)
+    as_rows = _rows_of(args, table, like, warnings)
     write_out = partial(
         write_table_at,
         "--out",

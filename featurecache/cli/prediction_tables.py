@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from featurecache.errors import RequestError
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.deployment.prediction import Prediction
@@ -28,11 +30,14 @@ class PredictionTable:
         Those that hold numbers.
     values : dict of str to callable
         Takes a prediction and returns what stands in a column.
+    key : str
+        The column that names the inputs.
     """
 
     columns: list[str]
     numbers: list[str]
     values: dict[str, Callable[[Prediction], Value]]
+    key: str = "path"
 
     def row(self, item: Prediction) -> dict[str, Value]:
         """Return the row of a prediction."""
@@ -80,7 +85,9 @@ def whole_table(
     return PredictionTable(list(values), of_numbers, values)
 
 
-def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequence[str]) -> PredictionTable:
+def named_table(
+    columns: Sequence[str], classes: Sequence[str], numbers: Sequence[str], *, key: str | None = None
+) -> PredictionTable:
     """Return the table of some columns: one names the inputs, others say a class, a probability or a number.
 
     A column that ends in ``id`` has names of files without folder and suffix, ``path`` has them as they were named,
@@ -92,6 +99,8 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
         As somebody wants them.
     classes, numbers : sequence of str
         Of the head.
+    key : str, optional
+        The column that names the inputs; the first that is known to when left out.
 
     Raises
     ------
@@ -103,7 +112,7 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
 
     if len(set(columns)) < len(columns):
         raise RequestError(f"the columns {', '.join(columns)} have one twice; name each once")
-    if not (names := sample_columns(columns)):
+    if key is None and (key := next(iter(sample_columns(columns)), None)) is None:
         raise RequestError(f"none of the columns {', '.join(columns)} is known to name inputs; add path or image_id")
     values: dict[str, Callable[[Prediction], Value]] = {}
     of_numbers = [name for name in columns if name in numbers or name == "probability"]
@@ -111,12 +120,13 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
     # Of classes that differ in case alone each has its own column.
     by_case = {name.casefold(): name for name in classes if sum(name.casefold() == n.casefold() for n in classes) == 1}
     # Whatever it is called, one column that is left is for what the head predicts, unless it asks for something else.
-    left = [name for name in columns if name not in (names[0], *numbers, *whole) and name.casefold() not in by_case]
+    left = [name for name in columns if name not in (key, *numbers, *whole) and name.casefold() not in by_case]
     left = [name for name in left if name not in classes]
     is_unclear = len(left) > 1
     if len(left) == 1 and plain_name(left[0]) not in LABEL_COLUMNS:
         # A column of a probability or a rank does not say of which class.
         is_unclear = len(columns) > 2 or re.search(r"prob|score|confidence|likelihood|rank", left[0]) is not None
+        is_unclear = is_unclear or bool(sample_columns(left))  # another name of the inputs is no label
     if is_unclear:
         known = ", ".join(dict.fromkeys(["label", *whole, *classes]))
         raise RequestError(f"the column {left[-1]!r} says nothing that this head knows; it knows {known}")
@@ -127,7 +137,7 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
         elif name in classes or (name not in whole and name.casefold() in by_case):
             values[name] = _output(name if name in classes else by_case[name.casefold()])
             of_numbers.append(name)
-        elif name == names[0]:
+        elif name == key:
             values[name] = _name_of(plain_name(name))
         elif name in left:
             values[name] = whole[numbers[0] if numbers else "label"]
@@ -136,54 +146,113 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
             values[name] = whole[name]
     if left and len(numbers) > 1:
         raise RequestError(f"the column {left[0]!r} could be any of {', '.join(numbers)}; name one of them")
-    return PredictionTable(list(columns), of_numbers, values)
+    return PredictionTable(list(columns), of_numbers, values, key)
 
 
-def rows_like(
-    path: Path, predictions: Iterable[Prediction], table: PredictionTable, warnings: list[ReportWarning]
-) -> Iterator[dict[str, Value]]:
-    """Yield a row for each row of somebody's table, in its order and with its names.
+@dataclass(frozen=True, slots=True)
+class LikeTable:
+    """Somebody's table: its columns and its rows are those of a table of predictions.
+
+    Attributes
+    ----------
+    columns : list of str
+    key : str
+        The column that names inputs.
+    names : list of str
+        What stands there, a row each.
+    paths : list of str
+        The inputs that these are.
+    warnings : tuple of ReportWarning
+        How they were found, where not exactly.
+    """
+
+    columns: list[str]
+    key: str
+    names: list[str]
+    paths: list[str]
+    warnings: tuple[ReportWarning, ...]
+
+    def rows(self, predictions: Iterable[Prediction], table: PredictionTable) -> Iterator[dict[str, Value]]:
+        """Yield a row for each of its rows, in its order and with its names.
+
+        Parameters
+        ----------
+        predictions : iterable of Prediction
+            Of all inputs.
+        table : PredictionTable
+            With its columns.
+        """
+        # Rows, not predictions: a probability of each class would be held for nothing.
+        by_path = {item.path: table.row(item) for item in predictions}
+        for name, path in zip(self.names, self.paths, strict=True):
+            yield by_path[path] | {self.key: name}
+
+
+def like_table(path: Path, inputs: Sequence[str], taken: Collection[str]) -> LikeTable:
+    """Return somebody's table, with the input that each of its rows names.
+
+    Its column of names is one that is known to be, where that names inputs; else the one whose entries do.
 
     Parameters
     ----------
     path : Path
-        The table; its column of names says which inputs are wanted.
-    predictions : iterable of Prediction
-        Of all inputs.
-    table : PredictionTable
-        With the columns of that table.
-    warnings : list of ReportWarning
-        Gets how names were matched, where not exactly.
+    inputs : sequence of str
+        Names of all that is predicted.
+    taken : collection of str
+        Columns that say something else.
 
     Raises
     ------
     RequestError
-        An input that it names was not predicted.
+        It is no table, none of its columns names the inputs, or a row names none.
     """
+    from featurecache.errors import ReportWarning
+    from featurecache.store.label_columns import key_candidates
+    from featurecache.store.label_search import MOST_FIELDS, MOST_ROWS, search_key_column
+    from featurecache.tables import TableError, open_table, sample_columns
+
+    try:
+        with open_table(path) as table:
+            columns, most = table.columns, min(MOST_ROWS, MOST_FIELDS // len(table.columns))
+            rows = [row for _, row in islice(table, most) if any(row.values())]
+    except TableError as error:
+        raise RequestError(f"--like {path}: {error}") from None
+    known, problem = sample_columns(columns)[:1], None
+    for key in known:
+        try:
+            return _matched(path, columns, key, inputs)
+        except RequestError as error:
+            problem = error
+    column, tried = search_key_column(key_candidates(columns, [*known, *taken]), rows, inputs)
+    if column is None:
+        raise problem or RequestError(
+            f"--like {path}: no column is known to name inputs, such as path or image_id, and by their entries none "
+            f"does alone: {tried}"
+        )
+    found = _matched(path, columns, column, inputs)
+    word = ReportWarning(kind="path_column", count=len(found.names), text=f"the column {column!r} names the inputs")
+    return replace(found, warnings=(word, *found.warnings))
+
+
+def _matched(path: Path, columns: list[str], key: str, inputs: Sequence[str]) -> LikeTable:
     from featurecache.errors import TaskError
     from featurecache.store.label_matching import match_names
-    from featurecache.tables import open_table, sample_columns
+    from featurecache.tables import open_table
 
-    # Rows, not predictions: a probability of each class would be held for nothing.
-    by_path = {item.path: table.row(item) for item in predictions}
-    key = sample_columns(table.columns)[0]
-    with open_table(path) as sample:
-        names = [str(row[key]).strip() for _, row in sample if (row.get(key) or "").strip()]
+    with open_table(path) as table:
+        names = [str(row[key]).strip() for _, row in table if (row.get(key) or "").strip()]
+    wanted = [name.replace("\\", "/") for name in names]
     try:
         # A name in another folder is another input here: samples of a contest are never trained on.
-        matches = match_names([name.replace("\\", "/") for name in names], list(by_path), by_file=False)
+        matches = match_names(wanted, inputs, by_file=False)
     except TaskError as error:
         raise RequestError(f"--like {path}: {error}") from None
-    found = matches.paths
-    warnings += matches.warnings
-    missing = [name for name in names if name.replace("\\", "/") not in found]
-    if missing:
+    if missing := [name for name, want in zip(names, wanted, strict=True) if want not in matches.paths]:
         raise RequestError(
-            f"--like {path}: {len(missing)} of its {len(names)} rows are of inputs that were not named, first "
-            f"{missing[0]!r}; name their folder too"
+            f"--like {path}: {counted(len(missing), 'row', of=len(names), verb='is')} of inputs that were not named, "
+            f"first {missing[0]!r}; name their folder too"
         )
-    for name in names:
-        yield by_path[found[name.replace("\\", "/")]] | {key: name}
+    return LikeTable(columns, key, names, [matches.paths[want] for want in wanted], matches.warnings)
 
 
 def once_each(rows: Iterable[dict[str, Value]], column: str) -> Iterator[dict[str, Value]]:
@@ -232,30 +301,12 @@ def with_quoted_counted(
             first = first or next(str(safe[name]) for name in row if safe[name] != row[name])
         yield row
     if count:
-        text = f"{count} rows have a cell that a spreadsheet would run, written with an apostrophe in front, first "
+        text = (
+            f"{counted(count, 'row', verb='has')} a cell that a spreadsheet would run, written with an "
+            "apostrophe in front, first "
+        )
         text += f"{first!r:.60}; --raw-cells leaves them as they are"
         warnings.append(ReportWarning(kind="quoted_cells", count=count, text=text))
-
-
-def columns_of(path: Path) -> list[str]:
-    """Return the columns of somebody's table.
-
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    RequestError
-        It is no table.
-    """
-    from featurecache.tables import TableError, open_table
-
-    try:
-        with open_table(path) as table:
-            return table.columns
-    except TableError as error:
-        raise RequestError(f"--like {path}: {error}") from None
 
 
 def _output(name: str) -> Callable[[Prediction], Value]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featurecache.cli.options import add_input_options, inputs_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
-
-if TYPE_CHECKING:
-    from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 
 def add_parser(verbs: Any) -> None:
@@ -28,7 +26,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
     add_input_options(parser, purpose="to compute again what was set aside")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,8 +36,11 @@ def run(args: argparse.Namespace) -> int:
     store = FeatureStore.open(args.cache)
     repairs = repair(store)
     if args.source is not None:
-        # Opened anew: what was set aside is no longer there.
-        _recompute(FeatureStore.open(args.cache), args)
+        from featurecache.extraction.recomputation import recompute_set_aside
+
+        with progress_on_stderr(quiet=args.quiet) as progress:
+            # Opened anew: what was set aside is no longer there.
+            recompute_set_aside(FeatureStore.open(args.cache), inputs_of(args), progress=progress)
     # In any case: shards that an earlier repair set aside may be there again by now.
     recomputed = compare_set_aside(store)
     if args.json:
@@ -50,14 +50,7 @@ def run(args: argparse.Namespace) -> int:
             print_table(["where", "what", "action"], [[r.where, r.what, r.action] for r in repairs])
         if recomputed:
             print_table(["set aside", "now"], [[r.where, r.state] for r in recomputed])
-        print_line(f"{len(repairs)} problems found, {len(recomputed)} shards set aside so far")
+        print_line(f"{counted(len(repairs), 'problem')} found, {counted(len(recomputed), 'shard')} set aside so far")
     # Features are computed again from their inputs; nothing else is.
     left = [r for r in repairs if args.source is None or not r.where.startswith("features/")]
     return 1 if left or any(r.state in ("missing", "different") for r in recomputed) else 0
-
-
-def _recompute(store: FeatureStore, args: argparse.Namespace) -> None:
-    from featurecache.extraction.recomputation import recompute_set_aside
-
-    with progress_on_stderr(quiet=args.quiet) as progress:
-        recompute_set_aside(store, inputs_of(args), progress=progress)

@@ -28,7 +28,6 @@ def add_parser(verbs: Any) -> None:
         "name", metavar="NAME", help="of the head or task; of features a tap, or the beginning of a fingerprint"
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

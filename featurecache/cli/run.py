@@ -15,6 +15,7 @@ from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
     add_extraction_options,
     add_table_options,
+    called,
     extraction_of,
     named_source,
     source_argument,
@@ -34,19 +35,8 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "run",
-        common=(
-            "--cache",
-            "--backbone",
-            "--labels",
-            "--label-column",
-            "--path-column",
-            "--head",
-            "--metric",
-            "--device",
-            "--weights",
-            "--open",
-            "--json",
-        ),
+        common="--cache --backbone --labels --label-column --path-column --head --metric --device --weights --open "
+        "--json",
         help="do it all: extract, train the standard heads, write a report, keep the best head for new inputs",
         example="""
           featurecache run flowers/ --cache flowers.cache
@@ -75,7 +65,6 @@ def add_parser(verbs: Any) -> None:
     add_backbone_options(parser)
     add_extraction_options(parser)
     add_training_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,18 +84,16 @@ def run(args: argparse.Namespace) -> int:
     if table is not None or not is_table_name(path):
         labels = labels_of(args, table, text_column=None if by_id else args.text_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        done = do_main_job(
-            source,
-            cache=args.cache,
+        done = called(
+            args,
+            do_main_job,
+            source=source,
             labels=None if table is None and not path.is_dir() else labels,
-            task=args.task,
-            allow_missing=args.allow_missing,
             backbone=requests_of(args),
-            **extraction_of(args),
             training=training_of(args),
-            report=args.report,
             command=shlex.join(["featurecache", *sys.argv[1:]]),
             progress=progress,
+            **extraction_of(args),
         )
     if args.json:
         print_json(done.to_json())

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.extract import has_too_many_bad
 from featurecache.cli.imports import without_collection
-from featurecache.cli.options import add_max_bad_option, add_source_options, named_source, verb_parser
+from featurecache.cli.options import add_max_bad_option, add_source_options, named_source, option_name, verb_parser
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr
 from featurecache.errors import command_line
 from featurecache.ignored import by_suffix
 from featurecache.specs import DEFAULT_BACKBONE, DEFAULT_ENCODER
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.extraction.source_scan import ScanReport
@@ -24,7 +25,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "scan",
-        common=("--cache", "--path-column", "--text-column", "--json"),
+        common="--cache --path-column --text-column --json",
         help="read and hash a source once and keep its listing in a cache, for workers that come later",
         example="""
           featurecache scan flowers/ --cache flowers.cache
@@ -35,7 +36,6 @@ def add_parser(verbs: Any) -> None:
     )
     add_source_options(parser)
     add_max_bad_option(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,11 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_summary(report: ScanReport) -> None:
-    copies = f" ({report.num_copies} copies)" if report.num_copies else ""
-    print_line(f"{report.num_files} {report.noun}, {report.num_samples} samples{copies}")
-    print_line(f"{report.num_read} read, {report.num_new} samples are new to the cache ({report.seconds:.1f} s)")
+    copies = f" ({counted(report.num_copies, 'copy')})" if report.num_copies else ""
+    print_line(f"{counted(report.num_files, report.noun)}, {counted(report.num_samples, 'sample')}{copies}")
+    print_line(
+        f"{report.num_read} read, {counted(report.num_new, 'sample', verb='is')} new to the cache "
+        f"({report.seconds:.1f} s)"
+    )
     if others := report.listing.ignored.others:
-        print_line(f"{sum(others.values())} other files left out by their name: {by_suffix(others)}")
+        print_line(f"{counted(sum(others.values()), 'other file')} left out by name: {by_suffix(others)}")
     if problems := report.listing.problems:
         print_line(f"{len(problems)} cannot be read, and will have no features:")
         for path, reason in list(problems.items())[:_MOST_SHOWN]:
@@ -80,7 +83,7 @@ def _next_commands(args: argparse.Namespace, report: ScanReport) -> dict[str, st
     words: list[object] = ["extract", args.source, "--cache", report.store.path]
     for option in ("text_column", "id_column", "path_column"):
         if (column := getattr(args, option)) is not None:
-            words += [f"--{option.replace('_', '-')}", column]
+            words += [option_name(option), column]
     words += ["--allow-local-urls"] if args.allow_local_urls else []
     words += ["--backbone", DEFAULT_BACKBONE if args.text_column is None else DEFAULT_ENCODER]
     return {

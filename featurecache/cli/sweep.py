@@ -12,6 +12,7 @@ from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
     add_metric_option,
+    called,
     features_of,
     heads_of,
     memory_of,
@@ -29,6 +30,7 @@ from featurecache.cli.output import (
 from featurecache.cli.output_files import add_raw_cells_option, check_outputs, write_table_at
 from featurecache.errors import OutputFailure, RequestError, try_output
 from featurecache.store.naming import distinct_names
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.evaluation.plan import Plan
@@ -42,18 +44,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "sweep",
-        common=(
-            "--task",
-            "--head",
-            "--tap",
-            "--seeds",
-            "--shots",
-            "--folds",
-            "--metric",
-            "--out",
-            "--picture",
-            "--json",
-        ),
+        common="--task --head --tap --seeds --shots --folds --metric --out --picture --json",
         help="train heads over taps, tasks, seeds and numbers of labels; keep every result",
         example="""
           featurecache sweep flowers.cache --task species --picture layers.svg
@@ -104,15 +95,14 @@ def add_parser(verbs: Any) -> None:
     add_raw_cells_option(parser)
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw scores by layer, labels and time")
     parser.add_argument("--replace", action="store_true", help="replace the files of --out and --picture")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
     with without_collection():
         from featurecache.evaluation.choosing import sets_to_sweep
+        from featurecache.evaluation.summary import COLUMNS
         from featurecache.evaluation.sweep import run_sweep
-        from featurecache.evaluation.sweep_row import COLUMNS
         from featurecache.store.store import FeatureStore
         from featurecache.table_output import TABLE_SUFFIXES
 
@@ -149,18 +139,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 
     if args.seeds < 1:
         raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
-    return Plan(
-        heads=heads_of(args.head),
-        seeds=range(args.seeds),
-        num_folds=args.folds,
-        shots=args.shots or (),
-        shares=args.share or (),
-        # Never by default: a sweep is for choosing, and a split that was chosen on is no test any more.
-        on_test=args.look_at_test,
-        tta=args.tta,
-        balanced=args.balanced,
-        metric=args.metric,
-    )
+    heads, shots, shares = heads_of(args.head), args.shots or (), args.share or ()
+    # Never on test by default: a sweep is for choosing, and a split that was chosen on is no test any more.
+    choice = {"seeds": range(args.seeds), "num_folds": args.folds, "on_test": args.look_at_test}
+    return called(args, Plan, heads=heads, shots=shots, shares=shares, **choice)
 
 
 def _draw(args: argparse.Namespace, lines: list[SweepLine]) -> None:
@@ -179,13 +161,8 @@ def _print(report: SweepReport, lines: list[SweepLine], sets: list[FeatureSet]) 
     """Print one table for each score, and what was left out, doubtful or refused."""
     from featurecache.evaluation.summary import uncompared
 
-    named = dict(
-        zip(
-            (feature_set.key for feature_set in sets),
-            distinct_names([feature_set.to_json() for feature_set in sets]),
-            strict=True,
-        )
-    )
+    names_of_sets = distinct_names([feature_set.to_json() for feature_set in sets])
+    named = dict(zip((feature_set.key for feature_set in sets), names_of_sets, strict=True))
     for head in report.left_out:
         row = head.row
         warn(f"head {row.head} is left out on {named[row.set_key]}, task {row.task}: it {head.reason}")
@@ -207,7 +184,7 @@ def _print(report: SweepReport, lines: list[SweepLine], sets: list[FeatureSet]) 
     # Said each time: a table of many test scores invites choosing the best.
     if any(line.split == "test" for line in lines):
         print_line("these are scores on the test split: choosing by them makes the best of them too good")
-    print_line(f"{len(report.rows)} results, {report.num_kept} of them from earlier sweeps")
+    print_line(f"{counted(len(report.rows), 'result')}, {report.num_kept} of them from earlier sweeps")
     print_warnings(report.warnings)
     # The rest stands in the rows.
     for row in report.failed[:5]:

@@ -7,11 +7,19 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from featurecache.cli.options import add_form_options, add_renamed_option, delimiter_of, verb_parser
+from featurecache.cli.options import (
+    add_form_options,
+    add_renamed_option,
+    called,
+    delimiter_of,
+    option_name,
+    verb_parser,
+)
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.errors import RequestError
 from featurecache.specs import EARLIER_KINDS, TASK_NOUN, TASK_NOUNS
 from featurecache.store.labels import ClassFolder
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.store.label_tables import LabelTable
@@ -30,10 +38,8 @@ def add_parser(verbs: Any) -> None:
     add = verb_parser(
         below,
         "add",
-        common=(
-            *("--from-folders", "--label-column", "--path-column", "--kind", "--group-column", "--split-column"),
-            *("--group-near-copies", "--replace", "--json"),
-        ),
+        common="--from-folders --label-column --path-column --kind --group-column --split-column --group-near-copies "
+        "--replace --json",
         help="add a task: from the folders that the images lie in, or from a CSV",
         example="""
           featurecache task add flowers.cache species --from-folders
@@ -72,10 +78,8 @@ def add_parser(verbs: Any) -> None:
         metavar="SEED",
         help="of the split that is made where the labels bring none (default 0)",
     )
-    add.set_defaults(run=run_add)
     ls = verb_parser(below, "ls", help="list the tasks of a cache", example="  featurecache task ls flowers.cache")
     ls.add_argument("cache", type=Path, metavar="DIR", help="folder of the cache")
-    ls.set_defaults(run=run_ls)
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:
@@ -163,42 +167,27 @@ def labels_of(
     if table is not None:
         if args.class_folder:
             raise RequestError("--class-folder is about folders, and a table says the labels; leave one of them out")
-        options = LabelOptions(
-            path_column=args.path_column,
-            label_column=args.label_column,
-            kind=args.kind,
-            text_column=text_column,
-            group_column=args.group_column,
-            weight_column=args.weight_column,
-            domain_column=args.domain_column,
-            split_column=args.split_column,
-            blank=args.blank,
-            uncertain=args.uncertain,
-            separator=args.separator,
-            keep_na=args.keep_na,
-            merge_spellings=args.merge_spellings,
-        )
+        options = called(args, LabelOptions, text_column=text_column)
         return LabelTable(table, options, delimiter_of(args), not args.no_header)
     # `task add` takes the table as an argument, `run` as an option.
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
     if args.kind != "classification":
         raise RequestError(f"folders say classes, not {args.kind}; {advice}--kind {args.kind}")
-    columns = {
-        "group": args.group_column,
-        "weight": args.weight_column,
-        "domain": args.domain_column,
-        "split": args.split_column,
-    }
-    for word, column in columns.items():
-        if column:
+    for word in ("group", "weight", "domain", "split"):
+        if vars(args)[f"{word}_column"]:
             raise RequestError(f"folders say no {word}s; {advice}--{word}-column")
     # Refused rather than ignored: folders would be taken for what somebody said of a table.
     for option in ("path_column", "label_column", "delimiter", "no_header", "keep_na"):
         if getattr(args, option):
-            raise RequestError(f"--{option.replace('_', '-')} is about a table, and folders say the labels; {advice}it")
+            raise RequestError(f"{option_name(option)} is about a table, and folders say the labels; {advice}it")
     return labels_from_folders(
         root, merge_spellings=args.merge_spellings, class_folder=args.class_folder or "innermost"
     )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the verb below says."""
+    return {"add": run_add, "ls": run_ls}[args.task_verb](args)
 
 
 def run_add(args: argparse.Namespace) -> int:
@@ -222,14 +211,7 @@ def run_add(args: argparse.Namespace) -> int:
         from featurecache.advice.unlabelled import near_copy_groups
 
         alike = near_copy_groups(store)
-    task = store.add_task(
-        args.name,
-        labels,
-        allow_missing=args.allow_missing,
-        replace=args.replace,
-        alike=alike,
-        random_state=args.random_state,
-    )
+    task = called(args, store.add_task, labels=labels, alike=alike)
     if args.json:
         print_json(describe_task(store, task))
     else:
@@ -255,13 +237,13 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     counts = ", ".join(f"{count} {split}" for split, count in task.counts().items())
     # As the record of the task has it.
     about = task.about
-    groups = "" if task.groups is None else f" in {task.groups.max() + 1} groups"
+    groups = "" if task.groups is None else f" in {counted(task.groups.max() + 1, 'group')}"
     weights = "" if task.weights is None else f", weights {task.weights.min():.4g} to {task.weights.max():.4g}"
-    content = f"{len(task.classes)} {TASK_NOUNS[task.kind]}, {counts}{groups}{weights}"
+    content = f"{counted(len(task.classes), TASK_NOUN[task.kind])}, {counts}{groups}{weights}"
     print_line(f"task {task.name}: {content} (splits {about['splits']})")
     if task.domains is not None:
-        counted = Counter(task.domains.tolist())
-        print_line("domains: " + ", ".join(f"{counted[k]} {name}" for k, name in enumerate(task.domain_names)))
+        of_domain = Counter(task.domains.tolist())
+        print_line("domains: " + ", ".join(f"{of_domain[k]} {name}" for k, name in enumerate(task.domain_names)))
     unknown = task.num_unknown()
     # A column only where something is unknown.
     more = ["not known"] if any(unknown.values()) else []
@@ -275,16 +257,18 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     shown = [[*row, *([unknown[row[0]]] if more else [])] for row in rows[:_MOST_CLASSES]]
     print_table([TASK_NOUN[task.kind], *titles, *more], shown, numbers=[*titles, *more])
     if len(rows) > _MOST_CLASSES:
-        print_line(f"and {len(rows) - _MOST_CLASSES:,} more {TASK_NOUNS[task.kind]}, which --json lists")
+        print_line(f"and {counted(len(rows) - _MOST_CLASSES, f'more {TASK_NOUN[task.kind]}')}, which --json lists")
     if about["num_conflicts"]:
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
-        print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")
+        print_line(f"{counted(about['num_conflicts'], 'sample', verb='has')} two labels, left out, first: {first}")
     if about["num_moved"]:
-        print_line(f"{about['num_moved']} samples had copies in several splits; each stays in the last split only")
+        print_line(
+            f"{counted(about['num_moved'], 'sample')} had copies in several splits, and stays in the last split only"
+        )
     if about["num_missing"]:
-        print_line(f"{about['num_missing']} labels are for files that are not in the cache")
+        print_line(f"{counted(about['num_missing'], 'label', verb='is')} for files that are not in the cache")
     if num_without := count_without_target(store, task):
-        print_line(f"{num_without} samples of the cache have no label in this task")
+        print_line(f"no label in this task for {counted(num_without, 'sample')} of the cache")
     if with_warnings:
         print_warnings(task.warnings())
 

@@ -16,6 +16,7 @@ from featurecache.cli.options import (
     add_memory_option,
     add_metric_option,
     add_threshold_options,
+    called,
     features_of,
     heads_of,
     memory_of,
@@ -32,6 +33,7 @@ from featurecache.cli.output import (
 )
 from featurecache.errors import OutputFailure, try_output
 from featurecache.store.naming import distinct_names
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.evaluation.calibration import Calibration
@@ -49,18 +51,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "train",
-        common=(
-            "--task",
-            "--head",
-            "--tap",
-            "--backbone",
-            "--save",
-            "--metric",
-            "--balanced",
-            "--depths",
-            "--wide",
-            "--json",
-        ),
+        common="--task --head --tap --backbone --save --metric --balanced --depths --wide --json",
         help="train heads on cached features and compare them honestly",
         example="""
           featurecache train flowers.cache --task species
@@ -91,7 +82,6 @@ def add_parser(verbs: Any) -> None:
     add_training_options(parser)
     add_layers_options(parser)
     add_adapting_options(parser)
-    parser.set_defaults(run=run)
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -213,18 +203,7 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
     """Return the settings that the options name."""
     from featurecache.train import TrainingSettings
 
-    return TrainingSettings(
-        heads=heads_of(args.head),
-        tta=args.tta,
-        balanced=args.balanced,
-        metric=args.metric,
-        threshold=args.threshold,
-        positive=args.positive,
-        n_jobs=args.jobs,
-        memory=memory_of(args),
-        keep=args.keep,
-        random_state=args.random_state,
-    )
+    return called(args, TrainingSettings, heads=heads_of(args.head), n_jobs=args.jobs, memory=memory_of(args))
 
 
 def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: bool = False) -> None:
@@ -248,7 +227,8 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
     _print_heads(report, names, comparisons, look_at_test=look_at_test, wide=wide)
     if num_kept := sum(head.result.is_kept for head in report.heads):
         print_line(
-            f"{num_kept} of {len(report.heads)} were fitted by an earlier training, and nothing has changed since"
+            f"{counted(num_kept, 'head', of=len(report.heads), verb='was')} fitted by an earlier training, and "
+            "nothing has changed since"
         )
     print_line(_conclusion(report, names[0], comparisons))
     if report.best.result.thresholds is not None:
@@ -259,7 +239,8 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
         print_line(f"choosing by the {reported} column spoils it: the best of many is too good by chance")
     elif report.changes is not None and (count := report.changes.times_reported) > 1:
         print_line(
-            f"its {reported} rows have been looked at in {count} trainings: what was changed in between because of "
+            f"its {reported} rows have been looked at in {counted(count, 'training')}: what was changed in "
+            "between because of "
             "their figure was chosen on them"
         )
     else:
@@ -274,8 +255,8 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
         columns = [title.replace("_", " ") for title in titles_of_outputs]
         print_table(columns, shown, numbers=columns[1:])
     if report.best.evaluated_on == "views":
-        num_views = report.best.eval_set.num_views
-        print_line(f"a sample was evaluated on the mean over its {num_views} views, as `predict --tta` does")
+        num_views = report.best.eval_set.num_views or 1
+        print_line(f"a sample was evaluated on the mean over its {counted(num_views, 'view')}, as `predict --tta` does")
     if report.changes is not None:
         for line in report.changes.lines():
             print_line(line)
@@ -333,10 +314,10 @@ def _conclusion(report: TrainingReport, name: str, comparisons: Sequence[Compari
     where = name if backbone in name else f"{name} of {backbone}"
     interval = _interval(scores[f"{primary}_low"], scores[f"{primary}_high"])
     sentence = f"chosen by {by}: {best.head} on {where}, with {best.reported} {measure.titles[primary]} "
-    sentence += f"{scores[primary]:.3f} ({interval}, {scores['n']:.0f} samples)"
+    sentence += f"{scores[primary]:.3f} ({interval}, {counted(round(scores['n'] or 0), 'sample')})"
     if verdicts := Counter(comparison.verdict for comparison in comparisons if comparison is not None):
         counts = [f"{count} {_IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
-        sentence += f"; of {verdicts.total()} others {', '.join(counts)}"
+        sentence += f"; of {counted(verdicts.total(), 'other')}: {', '.join(counts)}"
     return sentence
 
 

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_input_options, inputs_of, verb_parser
+from featurecache.cli.options import add_input_options, called, inputs_of, verb_parser
 from featurecache.cli.output import counting, print_json, print_line, print_table, print_warnings, progress_on_stderr
 from featurecache.errors import RequestError
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.verification import CacheVerification
@@ -22,7 +23,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "verify",
-        common=("--deep", "--source", "--rows", "--level", "--json"),
+        common="--deep --source --rows --level --json",
         help="check a cache without changing it: records, checksums, digests, and that rows belong to their samples",
         example="""
           featurecache verify flowers.cache
@@ -39,7 +40,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--rows", type=int, metavar="N", help="rows of each fingerprint for --deep (default 64)")
     add_input_options(parser, purpose="for --deep")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,15 +57,9 @@ def run(args: argparse.Namespace) -> int:
             f"--deep needs the inputs: name their folder, or their table and its --text-column, with --source{seen}"
         )
     with progress_on_stderr(quiet=args.quiet) as progress:
-        found = verify_cache(
-            store,
-            level=args.level,
-            sample=args.sample,
-            inputs=inputs_of(args) if args.deep else None,
-            num_rows=args.rows,
-            on_shard=counting(progress, "verifying shards"),
-            progress=progress,
-        )
+        inputs, on_shard = inputs_of(args) if args.deep else None, counting(progress, "verifying shards")
+        choice = {"inputs": inputs, "num_rows": args.rows, "on_shard": on_shard, "progress": progress}
+        found = called(args, verify_cache, store=store, **choice)
     if args.json:
         print_json(found.to_json())
     else:
@@ -81,11 +75,13 @@ def _print(found: CacheVerification, *, asked_deep: bool) -> None:
             ["where", "what", "next"], [[problem.where, problem.what, problem.advice] for problem in found.problems]
         )
     print_line(
-        f"{len(stored.problems)} problems in {stored.num_shards} shards, {stored.num_bytes} bytes ({stored.level})"
+        f"{counted(len(stored.problems), 'problem')} in {counted(stored.num_shards, 'shard')}, "
+        f"{stored.num_bytes} bytes ({stored.level})"
     )
     if deep is not None:
         print_line(
-            f"{deep.num_rows} rows computed again: {deep.num_identical} identical, {deep.num_close} within tolerance, "
+            f"{counted(deep.num_rows, 'row')} computed again: {deep.num_identical} identical, {deep.num_close} "
+            "within tolerance, "
             f"{deep.num_rows - deep.num_identical - deep.num_close} different"
         )
     # Rows that are compared with damaged ones would say nothing.

@@ -14,6 +14,7 @@ from featurecache.deployment.prediction import Prediction
 from featurecache.deployment.saved import SavedHead, open_head
 from featurecache.errors import InputError, RequestError
 from featurecache.specs import ExtractionSettings
+from featurecache.wording import counted
 
 
 class LoadedHead(BaseEstimator):
@@ -121,7 +122,8 @@ class LoadedHead(BaseEstimator):
         if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f":
             if X.shape[1] != self.n_features_in_:
                 raise RequestError(
-                    f"the head {self.folder} takes {self.n_features_in_} features of a sample, and these are "
+                    f"the head {self.folder} takes {counted(self.n_features_in_, 'feature')} of a sample, and "
+                    "these are "
                     f"{X.shape[1]}"
                 )
             return self._head.probabilities(X.astype(np.float32))

@@ -21,6 +21,7 @@ from featurecache.store.naming import check_name
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import read_views
+from featurecache.wording import counted
 
 Keep = Literal["refitted", "evaluated"]
 
@@ -121,7 +122,7 @@ def describe_kept(head: TrainedHead, keep: Keep | None = None) -> str:
         As for `keep_head`.
     """
     if _kept_fit(head, keep) == "evaluated":
-        return f"the fit on {head.num_fitted} samples that the figures are of"
+        return f"the fit on {counted(head.num_fitted, 'sample')} that the figures are of"
     return (
         f"fitted once more on every labelled sample; the figures are of a fit on {head.num_fitted} of them, which "
         "--keep evaluated keeps instead"

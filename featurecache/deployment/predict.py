@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featurecache.deployment.listed_inputs import ListedInputs, list_inputs
+from featurecache.deployment.listed_inputs import ListedInputs
 from featurecache.deployment.prediction import Prediction
 from featurecache.deployment.prediction_job import PredictionJob
 from featurecache.deployment.predictor import Predictor
@@ -19,6 +19,7 @@ from featurecache.extraction.engines import make_engine
 from featurecache.progress import Progress, Silent
 from featurecache.specs import ExtractionSettings
 from featurecache.store.image_warnings import RemarkCounter
+from featurecache.wording import counted
 
 
 class Predictions(Iterator[Prediction]):
@@ -167,7 +168,7 @@ def predict_alone(job: PredictionJob, progress: Progress, warnings: list[ReportW
     """
     make_engine("local", progress, settings=job.settings)  # settings may be for several workers
     # Before the network is loaded: a name that is wrong is told at once.
-    inputs, _, found = list_inputs(job.opened)
+    inputs, found = job.listed
     warnings += found
     predictions = _predict(job.predictor, inputs, progress, warnings)
     return Predictions(job.saved, with_outliers(predictions, job, warnings))
@@ -232,6 +233,9 @@ def with_outliers(
                 count, names = count + 1, [*names, item.path][:MAX_EXAMPLES]
             yield item
     if count:
-        text = f"{count} of {number} inputs are unlike all that the head was fitted on, first {names[0]}: their"
-        text += f" predictions mean little (of inputs like those, up to {rate:.0%} are named as well)"
+        text = (
+            f"{counted(count, 'input', of=number, verb='is')} unlike all that the head was fitted on, first "
+            f"{names[0]}: what is predicted of such means little (of inputs "
+            f"like those, up to {rate:.0%} are named as well)"
+        )
         warnings.append(ReportWarning(kind="outliers", count=count, text=text, examples=tuple(names)))

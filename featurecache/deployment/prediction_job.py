@@ -12,7 +12,7 @@ from time import sleep
 from typing import Any
 
 from featurecache.backbones.torch_runtime import checked_device
-from featurecache.deployment.listed_inputs import OpenedSource, open_inputs
+from featurecache.deployment.listed_inputs import ListedInputs, OpenedSource, list_inputs, open_inputs
 from featurecache.deployment.part_files import PartDraft
 from featurecache.deployment.parts import Part, PartsFolder, PartsGoneError, Plan
 from featurecache.deployment.prediction import Prediction
@@ -33,6 +33,7 @@ from featurecache.sources.opening import SourceSpec
 from featurecache.specs import ExtractionSettings, ViewSpec, check_takes_views, num_views
 from featurecache.store.image_warnings import RemarkCounter
 from featurecache.versions import installed_versions
+from featurecache.wording import counted
 
 # Seconds until parts that other workers hold are looked at again: short at first, then longer.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -132,6 +133,12 @@ class PredictionJob:
         return open_inputs(self.inputs, preprocess, text_column=self.text_column, id_column=self.id_column)
 
     @cached_property
+    def listed(self) -> tuple[ListedInputs, list[ReportWarning]]:
+        """All inputs, and what is left out of the sources."""
+        inputs, _, warnings = list_inputs(self.opened)
+        return inputs, warnings
+
+    @cached_property
     def folder(self) -> PartsFolder:
         """Where finished parts lie."""
         assert self.parts is not None
@@ -191,7 +198,7 @@ class PredictionJob:
 
     def progress_in_words(self) -> str:
         """Say how many parts are finished."""
-        return f"{self.folder.num_parts()} parts finished"
+        return f"{counted(self.folder.num_parts(), 'part')} finished"
 
     def joined(self, plan: Plan, report: PredictionReport, warnings: list[ReportWarning]) -> Iterator[Prediction]:
         """Yield the predictions of all parts, in the order of the inputs.
@@ -362,6 +369,6 @@ def _check_outliers(saved: SavedHead, head: str | Path, rate: float) -> None:
     # A conformal p-value by n usual samples is at least 1 / (n + 1).
     if (least := 1 / (len(saved.outliers.usual) + 1)) > rate:
         raise RequestError(
-            f"the head {head} was fitted on {len(saved.outliers.usual)} samples, which tell no share below "
+            f"the head {head} was fitted on {counted(len(saved.outliers.usual), 'sample')}, which tell no share below "
             f"{least:.3f}; ask for a share of {math.ceil(least * 100) / 100:g}"
         )

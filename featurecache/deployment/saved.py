@@ -27,6 +27,7 @@ from featurecache.heads.thresholds import Thresholds
 from featurecache.specs import FeatureIdentity, TaskKind, task_kind
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import Problem
+from featurecache.wording import counted
 
 # A stranger's record must not have a head tried out on more memory than there is: two rows of 64 MiB.
 _MOST_FEATURES = 1 << 24
@@ -254,7 +255,7 @@ def _try_out(saved: SavedHead) -> None:
     """Predict once: the arrays of a head may fit its record and still not fit together."""
     width = saved.estimator.n_features_in_
     if not 0 < width <= _MOST_FEATURES:
-        raise ValueError(f"it wants {width} features")
+        raise ValueError(f"it wants {counted(width, 'feature')}")
     with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
         proba = saved.probabilities(np.ones((2, width), np.float32))
     if proba.shape != (2, len(saved.classes)) or not np.isfinite(proba).all():

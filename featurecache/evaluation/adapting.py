@@ -18,10 +18,9 @@ from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.agreement import Agreement, choose_by_agreement
 from featurecache.evaluation.configuring import resolve
 from featurecache.evaluation.domains import cached_rows_of_domain
-from featurecache.evaluation.intervals import LEAST_GROUPS
+from featurecache.evaluation.intervals import LEAST_GROUPS, wilson
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.near_copies import near_copies
-from featurecache.evaluation.proportions import wilson
 from featurecache.evaluation.search import search
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.evaluation.task_features import read_splits, splits_without_features
@@ -39,6 +38,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
+from featurecache.wording import counted
 
 HEAD: Final = LINEAR_PROBES["classification"]
 """Linear, so that it takes the adaptation into its coefficients; with probabilities."""
@@ -164,7 +164,8 @@ def adapt_heads(
     rows = some_rows(target_rows, _MAX_TARGET_ROWS, random_state)
     if len(rows) < LEAST_GROUPS:
         raise RequestError(
-            f"the target domain {domain} has {len(rows)} samples with features; adapting takes {LEAST_GROUPS} at least"
+            f"the target domain {domain} has {counted(len(rows), 'sample')} with features; adapting takes "
+            f"{LEAST_GROUPS} at least"
         )
     target = read_views(features, rows)[:, 0]
     # Near-copies get the same class whatever the head: they are one sample, and no neighbours of each other.

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import PRIOR_CORRELATION, PRIOR_ERRORS
-from featurecache.evaluation.proportions import Z95, clopper_pearson
+from featurecache.evaluation.intervals import PRIOR_CORRELATION, PRIOR_ERRORS, Z95, clopper_pearson
 
 # 32 MB of weights at a time, whatever the number of samples.
 _NUMBERS_AT_ONCE = 4_000_000

@@ -1,4 +1,7 @@
-"""How far probabilities can be taken at their word."""
+"""How far probabilities can be taken at their word.
+
+Where a head was right and wrong: each class, label or number by itself, and what is mistaken for what.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import numpy as np
 from scipy.stats import binom
 
 from featurecache.evaluation.intervals import mean_interval
-from featurecache.evaluation.row_scores import log_loss_rows
+from featurecache.evaluation.metrics import log_loss_rows
+from featurecache.evaluation.scores import OutputScores
+from featurecache.specs import TASK_NOUN, TaskKind
 
 NUM_BINS = 10
 LEAST_SAMPLES = 200
@@ -104,3 +109,30 @@ def _calibration_error(y: np.ndarray, proba: np.ndarray) -> tuple[float, float, 
         above = np.floor(some.n * some.probability) + 1
         by_chance += float(2 * above * binom.pmf(above, some.n, some.probability) * (1 - some.probability))
     return error / len(y), by_chance / len(y), bins
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Details:
+    """Where a head was right and wrong.
+
+    Attributes
+    ----------
+    per_output : list of OutputScores
+        Of each class, label or number.
+    calibration : Calibration or None
+        Of classes.
+    confusion : ndarray of int64 (n_classes, n_classes), or None
+        Of classes: rows are true, columns predicted.
+    """
+
+    per_output: list[OutputScores]
+    calibration: Calibration | None = None
+    confusion: np.ndarray | None = None
+
+    def to_json(self, kind: TaskKind) -> dict[str, object]:
+        """Return plain JSON values, for a task of a kind."""
+        # Keys of a report are the words for this kind of task: per_class, per_label, per_number.
+        values: dict[str, object] = {f"per_{TASK_NOUN[kind]}": self.per_output}
+        if self.calibration is not None and self.confusion is not None:
+            values |= {"calibration": self.calibration.to_json(), "confusion": self.confusion.tolist()}
+        return values

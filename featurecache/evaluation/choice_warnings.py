@@ -14,7 +14,8 @@ import numpy as np
 from featurecache.errors import ReportWarning
 from featurecache.evaluation.task_features import rows_of_split
 from featurecache.heads.thresholds import FEW_POSITIVES, Thresholds
-from featurecache.specs import TASK_NOUN, TASK_NOUNS
+from featurecache.specs import TASK_NOUN
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
@@ -39,7 +40,9 @@ def choice_warnings(report: TrainingReport) -> list[ReportWarning]:
     outputs = report.measure.outputs(result.y_pred, result.proba)
     compared = report.measure.compare(y, outputs, baseline, task.groups_of(rows))
     if compared.verdict != "better":
-        text = f"{result.head} is not shown to be better than {words}, on {len(y)} {result.reported} samples"
+        text = (
+            f"{result.head} is not shown to be better than {words}, on {counted(len(y), f'{result.reported} sample')}"
+        )
         found.append(ReportWarning(kind="no_better_than_baseline", count=len(y), text=text))
     return found
 
@@ -53,20 +56,14 @@ def _missing(
     names: Sequence[str], train: np.ndarray, chosen_on: np.ndarray | None, reported_y: np.ndarray, reported: str
 ) -> list[ReportWarning]:
     """Return which classes, or labels, can be learned and are missing where heads are chosen, or reported."""
-    learned, noun = _counts(train, len(names)) > 0, TASK_NOUNS["classification" if train.ndim == 1 else "multilabel"]
+    learned, noun = _counts(train, len(names)) > 0, TASK_NOUN["classification" if train.ndim == 1 else "multilabel"]
     found = []
     if chosen_on is not None and (missing := learned & (_counts(chosen_on, len(names)) == 0)).any():
-        text = (
-            f"{missing.sum()} of {len(names)} {noun} have no validation sample: heads and settings are chosen as if "
-            "they were not there; give validation some of each"
-        )
-        found.append(_about("class_not_in_validation", text, names, missing))
+        text = "no validation sample: heads and settings are chosen as if they were not there; give validation some"
+        found.append(_about("class_not_in_validation", names, missing, noun, "has", f"{text} of each"))
     if (missing := learned & (_counts(reported_y, len(names)) == 0)).any():
-        text = (
-            f"{missing.sum()} of {len(names)} {noun} have no {reported} sample: the scores say nothing of them; give "
-            f"{reported} some of each"
-        )
-        found.append(_about("class_not_evaluated", text, names, missing))
+        text = f"no {reported} sample: the scores say nothing of them; give {reported} some of each"
+        found.append(_about("class_not_evaluated", names, missing, noun, "has", text))
     return found
 
 
@@ -76,21 +73,15 @@ def _single(names: Sequence[str], train: np.ndarray, protocol: str) -> list[Repo
     single = counts == 1
     if not single.any():
         return []
+    unseen = "one train sample: a fold that is to predict it has never seen its class"
     if protocol == "validation":
-        text = (
-            f"{single.sum()} of {len(names)} classes have one train sample: of what varies in them nothing is learned"
-        )
+        text = "one train sample: of what varies in them nothing is learned"
     elif counts.max() > 1:
-        text = (
-            f"{single.sum()} of {len(names)} classes have one train sample: a fold that is to predict it has never "
-            "seen its class, and is always wrong; add samples, or leave these classes out"
-        )
+        text = f"{unseen}, and is always wrong; add samples, or leave these classes out"
     else:
-        text = (
-            "every class has one train sample: a fold that is to predict it has never seen its class, so heads and "
-            "settings are chosen by chance; add samples, or give the task a validation split"
-        )
-    return [_about("one_sample_classes", text, names, single)]
+        text = f"{unseen}, so heads and settings are chosen by chance; add samples, or give the task a validation split"
+    found = _about("one_sample_classes", names, single, "class", "has", text)
+    return [found]
 
 
 def _unsure_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> list[ReportWarning]:
@@ -101,17 +92,11 @@ def _unsure_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> list[R
     missed = ~np.array(thresholds.is_reached) & (np.array(thresholds.num_positive) > 0)
     found = []
     if missed.any():
-        text = (
-            f"{missed.sum()} of {len(names)} thresholds cannot reach {thresholds.rule} on the samples that they are "
-            "chosen by; the one with the greatest precision is taken"
-        )
-        found.append(_about("threshold_not_reached", text, names, missed))
+        text = f"cannot reach {thresholds.rule} on the samples that they are chosen by; the one with the greatest "
+        found.append(_about("threshold_not_reached", names, missed, "threshold", "", text + "precision is taken"))
     if few.any():
-        text = (
-            f"{few.sum()} of {len(names)} thresholds were chosen by fewer than {FEW_POSITIVES} positive samples, and "
-            "are unsure; label more of them"
-        )
-        found.append(_about("unsure_threshold", text, names, few))
+        text = f"chosen by fewer than {FEW_POSITIVES} positive samples: label more of them"
+        found.append(_about("unsure_threshold", names, few, "threshold", "was", text))
     return found
 
 
@@ -130,6 +115,7 @@ def _baseline(report: TrainingReport, train: np.ndarray, num_samples: int) -> tu
     return np.tile(np.nanmean(known, axis=0), (num_samples, 1)), f"{words} in train, for all"
 
 
-def _about(kind: str, text: str, names: Sequence[str], which: np.ndarray) -> ReportWarning:
+def _about(kind: str, names: Sequence[str], which: np.ndarray, noun: str, verb: str, text: str) -> ReportWarning:
     examples = tuple(name for name, is_meant in zip(names, which.tolist(), strict=True) if is_meant)
+    text = f"{counted(len(examples), noun, of=len(names), verb=verb)} {text}"
     return ReportWarning(kind=kind, count=len(examples), text=text, examples=examples)

@@ -11,7 +11,7 @@ from sklearn.metrics import precision_recall_fscore_support, recall_score
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import Comparison, compare
 from featurecache.evaluation.measure import Measure, ScoreValues
-from featurecache.evaluation.row_scores import (
+from featurecache.evaluation.metrics import (
     average_precision,
     balanced_weights,
     f1_rows,
@@ -22,6 +22,7 @@ from featurecache.evaluation.row_scores import (
 from featurecache.evaluation.scores import OutputScores, Scores, score
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.probability import predict_proba
+from featurecache.wording import counted
 
 
 class OfClasses(Measure):
@@ -41,7 +42,8 @@ class OfClasses(Measure):
             raise TaskError(f"{name} labels are not class indices in 0..{last}; encode labels as class indices")
         if name == "train" and len(classes := np.unique(y)) < 2:
             raise TaskError(
-                f"all {len(y)} train rows are of class {int(classes[0])}; a head needs rows of two classes or more"
+                f"{counted(len(y), 'train row', verb='is')} of class {int(classes[0])} alone; a head needs rows "
+                "of two classes or more"
             )
         if name != "train":
             self.check_defined(f"{name} rows", y)

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import LEAST_GROUPS, holding
-from featurecache.evaluation.proportions import Z95
-from featurecache.evaluation.row_scores import balanced_weights
+from featurecache.evaluation.intervals import LEAST_GROUPS, Z95, holding
+from featurecache.evaluation.metrics import balanced_weights
+from featurecache.wording import counted
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell", "the same answers"]
 
@@ -49,7 +49,9 @@ class Comparison:
     @property
     def text(self) -> str:
         """The verdict for people."""
-        return self.verdict if self.rows_needed is None else f"cannot tell: about {self.rows_needed:,} rows would"
+        if self.rows_needed is None:
+            return self.verdict
+        return f"cannot tell: about {counted(self.rows_needed, 'row')} would"
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values; bounds that are infinite, as of a single group, are None."""
@@ -57,12 +59,7 @@ class Comparison:
 
 
 def compare(
-    y: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    groups: np.ndarray | None = None,
-    *,
-    balanced: bool = False,
+    y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None, *, balanced: bool = False
 ) -> Comparison:
     """Compare what two heads predicted for the same rows.
 
@@ -112,12 +109,18 @@ def _compare_groups(
         return Comparison(mean, -1.0, 1.0, 1.0, "cannot tell")
     # Half a win and half a loss, of the heaviest sample: heads that never differ are not equal for certain.
     squares = float(np.sum((won_G - mean * size_G) ** 2)) + float(np.max(weight)) ** 2
-    error = np.sqrt(count / (count - 1) * squares) / len(y)
+    return _by_students_t(mean, squares, len(y), count, most=1.0, are_equal=np.array_equal(first, second))
+
+
+def _by_students_t(
+    mean: float, squares: float, n: int, count: int, *, most: float, are_equal: bool = False
+) -> Comparison:
+    """Compare by the mean of differences of ``n`` rows in so many groups, from their sum of squares."""
+    error = np.sqrt(count / (count - 1) * squares) / n
     half = float(student_t.ppf(0.975, count - 1) * error)
-    p_value = float(2 * student_t.sf(abs(mean) / error, count - 1))
-    low, high = holding(mean, max(mean - half, -1.0), min(mean + half, 1.0))
-    verdict = verdict_of(low, high, are_equal=np.array_equal(first, second))
-    return Comparison(mean, low, high, p_value, verdict)
+    p_value = float(2 * student_t.sf(abs(mean) / error, count - 1)) if error else 1.0
+    low, high = holding(mean, max(mean - half, -most), min(mean + half, most))
+    return Comparison(mean, low, high, p_value, verdict_of(low, high, are_equal=are_equal))
 
 
 def compare_rows(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None, *, most: float) -> Comparison:
@@ -140,11 +143,7 @@ def compare_rows(first: np.ndarray, second: np.ndarray, groups: np.ndarray | Non
     # Half a win and half a loss of the heaviest row, as in `compare`.
     heaviest = max(float(np.abs(won).max()), float(np.ptp(first)), float(np.ptp(second)))
     squares = float(np.sum(np.bincount(unit, weights=won - mean) ** 2)) + heaviest**2
-    error = np.sqrt(count / (count - 1) * squares) / n
-    half = float(student_t.ppf(0.975, count - 1) * error)
-    p_value = float(2 * student_t.sf(abs(mean) / error, count - 1)) if error else 1.0
-    low, high = holding(mean, max(mean - half, -most), min(mean + half, most))
-    return Comparison(mean, low, high, p_value, verdict_of(low, high))
+    return _by_students_t(mean, squares, n, count, most=most)
 
 
 def verdict_of(low: float, high: float, *, are_equal: bool = False) -> Verdict:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from featurecache.evaluation.limits import in_words
+from featurecache.evaluation.configuring import in_words
 from featurecache.progress import Progress, Silent
 
 SECONDS_BETWEEN_READS = 1.0

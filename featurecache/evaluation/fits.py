@@ -8,21 +8,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import starmap
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from featurecache.errors import FeatureCacheError, HeadError
 from featurecache.evaluation.calibration import calibration
-from featurecache.evaluation.configuring import check_streams
+from featurecache.evaluation.configuring import check_streams, reason_to_leave_out
 from featurecache.evaluation.fit_progress import FitSteps
-from featurecache.evaluation.head_result import HeadResult
-from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
+from featurecache.evaluation.plan import Resampling, resample
 from featurecache.evaluation.processes import FitBackend
-from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.search import WORTH_A_PROCESS, search
 from featurecache.evaluation.split_data import SplitData, check_splits
-from featurecache.evaluation.sweep_row import SweepRow
+from featurecache.evaluation.summary import SweepRow
+from featurecache.evaluation.trained_head import HeadResult
 from featurecache.heads.head import NamedHead
 from featurecache.specs import TaskKind
 
@@ -88,11 +87,7 @@ def run_searches(
         if reason is None:
             to_do.setdefault(planned_search.resampling, []).append(planned_search)
         else:
-            yield (
-                planned_search,
-                replace(planned_search.row, error=f"head {planned_search.head.name!r} {reason}"),
-                "left out",
-            )
+            yield _left_out(planned_search, f"head {planned_search.head.name!r} {reason}")
     searches = [planned_search for group in to_do.values() for planned_search in group]
     if not searches:
         return
@@ -110,12 +105,12 @@ def run_searches(
                     check_streams(planned_search.head, resampled["train"], kind=measure.kind)
                     able.append(planned_search)
                 except HeadError as error:
-                    yield (
-                        planned_search,
-                        replace(planned_search.row, n_train=len(resampled["train"]), error=str(error)),
-                        "left out",
-                    )
+                    yield _left_out(planned_search, str(error), n_train=len(resampled["train"]))
             yield from _in_processes(able, resampled, measure, backend, steps_in, is_resampled=True)
+
+
+def _left_out(planned: PlannedSearch, error: str, **known: Any) -> Result:
+    return planned, replace(planned.row, error=error, **known), "left out"
 
 
 def _fit_in_memory(resamplings: Iterable[Resampling], splits: Splits, kind: TaskKind, max_bytes: int) -> bool:

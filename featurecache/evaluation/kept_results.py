@@ -3,6 +3,8 @@
 A result is kept under the digest of all that it depends on: the features, ids and targets of the samples in each split,
 the head with its grid, the measure, the seed, and the versions of what computes. The fitted estimator is not kept; the
 one head that goes to work is fitted once more anyway (see `featurecache.evaluation.refit`).
+
+What a kept result is named by: its samples with their targets, and the versions of what computes.
 """
 
 from __future__ import annotations
@@ -11,20 +13,67 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from sklearn.base import clone
 
 from featurecache.evaluation.configuring import configured
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.measure import Measure, ScoreValues
-from featurecache.evaluation.result_keys import COMPUTES, digest_of_labels
 from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.split_data import SplitData
-from featurecache.evaluation.task_features import TaskFeatures
-from featurecache.hashing import digest_json
+from featurecache.evaluation.task_features import TaskFeatures, rows_of_split
+from featurecache.evaluation.trained_head import HeadResult
+from featurecache.hashing import digest_bytes, digest_json
 from featurecache.heads.head import NamedHead
+from featurecache.store.labels import SPLITS
 from featurecache.store.result_schemas import ArrayBody, SearchBody
 from featurecache.store.store import FeatureStore
 from featurecache.versions import installed_versions
+
+COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
+"""Packages whose versions a result depends on."""
+
+
+def key_parts(head: NamedHead, features: TaskFeatures, labels: str, *, evaluated: str) -> dict[str, Any]:
+    """Return what every result of a head depends on; ``evaluated`` names what it is evaluated on."""
+    fit_set, eval_set = (
+        [feature_set.fingerprint, feature_set.tap, feature_set.dtype]
+        for feature_set in (features.feature_set, features.eval_set)
+    )
+    return {
+        "features": fit_set,
+        evaluated: eval_set,
+        "labels": labels,
+        # Its settings on very many rows stand for the grid: that of few rows may be cut.
+        "head": [head.name, repr(head.estimator), head.settings_for(1_000_000)],
+        "balanced": features.measure.balanced,
+        "versions": installed_versions(COMPUTES),
+    }
+
+
+def digest_of_labels(features: TaskFeatures) -> str:
+    """Digest which samples are in each split, and their targets."""
+    task = features.task
+    assert task.samples is not None
+    document: dict[str, object] = {"kind": task.kind, "classes": task.classes}
+    # The little-endian bytes of one type, so that the digest is the same on every machine.
+    exact = "<f8" if task.kind == "regression" else "<i8"
+    for split in SPLITS:
+        if task.has(split):
+            rows, y = rows_of_split(task, features.features, features.eval_features, split)
+            groups, weights = task.groups_of(rows), task.weights_of(rows)
+            content = task.samples.ids[rows].tobytes() + y.astype(exact).tobytes()
+            content += b"" if groups is None else groups.astype("<i4").tobytes()
+            content += b"" if weights is None else weights.astype("<f8").tobytes()
+            document[split] = digest_bytes(content)
+    return digest_json("labels", 2, document)
+
+
+_PLAIN = (
+    *("head", "params", "protocol", "selection_accuracy", "selection_score", "selection_log_loss", "balanced"),
+    *("reported", "temperature", "converged", "n_train", "seconds"),
+)
+_ARRAYS = ("selection_index", "selection_pred", "selection_proba", "y_pred", "proba")
+"""Fields of a result that its record has by the same names."""
 
 
 class KeptResults:
@@ -63,48 +112,32 @@ class KeptResults:
         measure = self._features.measure
         data = splits.get("validation" if found.protocol == "validation" else "train", splits["train"])
         try:
-            index, selection_pred, y_pred, proba = (
-                values.read() for values in (found.selection_index, found.selection_pred, found.y_pred, found.proba)
-            )
-            selection_proba = None if found.selection_proba is None else found.selection_proba.read()
+            kept = {name: getattr(found, name) for name in _ARRAYS}
+            arrays: dict[str, Any] = {name: body and body.read() for name, body in kept.items()}
+            index = arrays["selection_index"]
             selection_y = data.y[index]
             scores, test = (_scores(values, measure) for values in (found.validation, found.test))
         except (IndexError, TypeError, ValueError):  # no such result was kept by this program
             return None
-        count = len(splits[found.reported])
         assert scores is not None
-        if measure.reads_proba and (
-            selection_proba is None or selection_proba.shape != (len(index), measure.n_outputs)
-        ):
+        count = len(splits[found.reported])
+        if measure.reads_proba and np.shape(arrays["selection_proba"]) != (len(index), measure.n_outputs):
             return None
-        if len(selection_pred) != len(index) or len(y_pred) != count or proba.shape != (count, measure.n_outputs):
+        if len(arrays["selection_pred"]) != len(index) or len(arrays["y_pred"]) != count:
+            return None
+        if arrays["proba"].shape != (count, measure.n_outputs):
             return None
         estimator = clone(configured(head, splits["train"], measure, self._random_state)).set_params(**found.params)
         return HeadResult(
-            head=head.name,
-            params=found.params,
-            protocol=found.protocol,
-            selection_accuracy=found.selection_accuracy,
-            selection_score=found.selection_score,
-            balanced=found.balanced,
+            **{name: getattr(found, name) for name in _PLAIN},
+            **arrays,
             metric=measure.metric,
             positive=measure.positive,
             selection_y=selection_y,
-            selection_pred=selection_pred,
-            selection_proba=selection_proba,
             selection_groups=None if data.groups is None else data.groups[index],
-            selection_index=index,
-            selection_log_loss=found.selection_log_loss,
             validation=scores,
             test=test,
-            reported=found.reported,
-            y_pred=y_pred,
-            proba=proba,
             estimator=estimator,
-            temperature=found.temperature,
-            converged=found.converged,
-            n_train=found.n_train,
-            seconds=found.seconds,
             is_kept=True,
         )
 
@@ -118,51 +151,25 @@ class KeptResults:
         """
         if head.name in self._but_not:
             return
-        arrays = (result.selection_index, result.selection_pred, result.y_pred, result.proba)
-        index, selection_pred, y_pred, proba = map(ArrayBody.of, arrays)
+        found = {name: getattr(result, name) for name in _ARRAYS}
+        arrays: dict[str, Any] = {name: None if array is None else ArrayBody.of(array) for name, array in found.items()}
+        plain = {name: getattr(result, name) for name in _PLAIN}
+        plain |= {"temperature": float(result.temperature), "converged": bool(result.converged)}
         body = SearchBody(
-            head=head.name,
-            params=dict(result.params),
-            protocol=result.protocol,
-            selection_accuracy=result.selection_accuracy,
-            selection_score=result.selection_score,
-            selection_log_loss=result.selection_log_loss,
-            balanced=result.balanced,
+            **plain,
+            **arrays,
             validation=result.validation.to_json(),
             test=None if result.test is None else result.test.to_json(),
-            reported=result.reported,
-            temperature=float(result.temperature),
-            converged=bool(result.converged),
-            n_train=result.n_train,
-            seconds=result.seconds,
-            selection_index=index,
-            selection_pred=selection_pred,
-            selection_proba=None if result.selection_proba is None else ArrayBody.of(result.selection_proba),
-            y_pred=y_pred,
-            proba=proba,
         )
         with suppress(OSError):  # of a cache that may not be written, or a full disk
             self._store.remember(self._key(head), body)
 
     def _key(self, head: NamedHead) -> str:
-        features = self._features
-        fit_set, eval_set = (
-            [feature_set.fingerprint, feature_set.tap, feature_set.dtype]
-            for feature_set in (features.feature_set, features.eval_set)
-        )
-        document: dict[str, Any] = {
-            "features": fit_set,
-            "evaluated on": eval_set,
-            "labels": self._labels,
-            # Its settings on very many rows stand for the grid: that of few rows may be cut.
-            "head": [head.name, repr(head.estimator), head.settings_for(1_000_000)],
-            "chosen by": features.measure.primary,
-            "balanced": features.measure.balanced,
-            "random_state": self._random_state,
-            "versions": installed_versions(COMPUTES),
-        }
-        if features.measure.positive != 1:
-            document["positive"] = features.measure.positive
+        measure = self._features.measure
+        document = key_parts(head, self._features, self._labels, evaluated="evaluated on")
+        document |= {"chosen by": measure.primary, "random_state": self._random_state}
+        if measure.positive != 1:
+            document["positive"] = measure.positive
         return digest_json("search", 1, document)
 
 

@@ -11,10 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from featurecache.errors import TaskError
-from featurecache.evaluation.bootstrap import (
-    bounds_of_share,
-    num_units,
-)
+from featurecache.evaluation.bootstrap import bounds_of_share, num_units
 from featurecache.evaluation.comparison import Comparison, compare_rows
 from featurecache.evaluation.intervals import LEAST_ROWS, holding, mean_interval, standard_error
 from featurecache.evaluation.metrics import OF_PROBA, SCORES_OF_METRICS, is_less_better, metric_of
@@ -135,7 +132,7 @@ class Measure(ABC):
     def row_scores(self, y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Return what each sample adds to `score`, (n_samples,) float64, the greater the better.
 
-        The mean is the score, times `sign`; see `featurecache.evaluation.row_scores`. Zeros where it is not known.
+        The mean is the score, times `sign`; see `featurecache.evaluation.metrics`. Zeros where it is not known.
 
         Parameters
         ----------

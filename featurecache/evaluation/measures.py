@@ -6,24 +6,20 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import average_precision, ranked
 from featurecache.evaluation.class_measure import OfClasses
 from featurecache.evaluation.measure import Measure, ScoreValues
+from featurecache.evaluation.metrics import log_loss_rows, mean_rows, roc_auc
 from featurecache.evaluation.number_measure import OfNumbers
 from featurecache.evaluation.resampled_measure import ResampledMeasure, check_known, where_known
-from featurecache.evaluation.row_scores import log_loss_rows, mean_rows, roc_auc
 from featurecache.evaluation.scores import OutputScores
 from featurecache.heads.checks import UNKNOWN, is_known, is_partial
 from featurecache.heads.thresholds import ThresholdRule
 from featurecache.specs import TaskKind, task_kind
+from featurecache.wording import counted
 
 
 def measure_of(
@@ -61,7 +57,7 @@ def measure_of(
     """
     kind = task_kind(kind)
     if threshold is not None and (kind == "regression" or (kind == "classification" and n_outputs != 2)):
-        what = "numbers" if kind == "regression" else f"{n_outputs} classes"
+        what = "numbers" if kind == "regression" else f"{counted(n_outputs, 'class')}"
         raise TaskError(f"thresholds are for two classes and for labels, and this task has {what}; leave them out")
     if kind == "classification":
         return OfClasses(n_outputs, metric, balanced=balanced, threshold=threshold, positive=positive)
@@ -91,13 +87,16 @@ class OfLabels(ResampledMeasure):
         """See `Measure`."""
         if y.ndim != 2 or y.shape[1] != self.n_outputs or not np.isin(y, (0, 1, UNKNOWN)).all():
             raise TaskError(
-                f"{name} labels are not 0 or 1 for each of {self.n_outputs} labels, or {UNKNOWN} where not known; "
+                f"{name} labels are not 0 or 1 for each of {counted(self.n_outputs, 'label')}, or {UNKNOWN} where "
+                "not known; "
                 "encode them so"
             )
         check_known(name, y)
         # Average precision of a label that no sample has is not defined.
         if not (y == 1).any():
-            raise TaskError(f"no label holds for any of the {len(y)} {name} rows; nothing can be evaluated by them")
+            raise TaskError(
+                f"no label holds for any of {counted(len(y), f'{name} row')}; nothing can be evaluated by them"
+            )
         if name != "train":
             self.check_defined(f"{name} rows", y)
         return y.astype(np.int64)

@@ -43,6 +43,11 @@ class NearCopies:
     group: NDArray[np.int64]
     are_distinct: bool = True
 
+    @property
+    def num_alike(self) -> int:
+        """Samples that have a near-copy."""
+        return int(np.sum(np.bincount(self.group)[self.group] > 1))
+
 
 def near_copies(X: NDArray[np.floating]) -> NearCopies:
     """Find samples that are nearly the same: re-encoded, resized, cropped, mirrored, or of one burst.

@@ -28,6 +28,7 @@ from featurecache.evaluation.measure import Measure, ScoreValues
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.checks import is_known
 from featurecache.heads.probability import predict_outputs
+from featurecache.wording import counted
 
 
 class ResampledMeasure(Measure):
@@ -172,6 +173,7 @@ def check_known(name: str, y: np.ndarray) -> None:
     nothing = np.flatnonzero(~is_known(y).any(axis=0))
     if name == "train" and len(nothing):
         raise TaskError(
-            f"label or number {nothing[0] + 1} of {y.shape[1]} is not known for any of the {len(y)} train rows; leave "
+            f"label or number {nothing[0] + 1} of {y.shape[1]} is not known for any of "
+            f"{counted(len(y), 'train row')}; leave "
             "it out, or divide the samples otherwise"
         )

@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 from featurecache.errors import TaskError
 from featurecache.evaluation.intervals import Cells, group_intervals, holding, intervals
 from featurecache.heads.fitting import check_rows
+from featurecache.wording import counted
 
 OutputScores = dict[str, str | float | None]
 """Name, number of samples and scores of one class, label or number; None for what so few samples do not have."""
@@ -129,7 +130,9 @@ def confusion(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int) -> np.ndar
         raise TaskError("there are no rows to score; give the split that is scored some labelled rows")
     if y_true.shape != y_pred.shape:
         raise TaskError(
-            f"{len(y_true)} labels cannot be compared with {len(y_pred)} predictions; pass one of each per row"
+            f"{counted(len(y_true), 'label')} cannot be compared with {counted(len(y_pred), 'prediction')}; pass "
+            "one of each "
+            "per row"
         )
     # scikit-learn would score names as well, and count a misspelt one as wrong.
     for what, values in (("label", y_true), ("prediction", y_pred)):

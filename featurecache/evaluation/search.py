@@ -12,32 +12,40 @@ Nothing that is reported as "test" is used before the last column; standardisati
 the rows that the head is fitted on, no others. Groups (of one photo, of one patient) are never divided by folds, and
 intervals and comparisons draw whole groups. Heads that are fitted on several views of each sample are scored by the
 same table: on the plain features of a sample, or on the mean of the probabilities over its views.
+
+Predictions by thresholds, and figures of these that the choice of the thresholds does not flatter.
+
+Thresholds are chosen by the predictions of the setting that was chosen, for samples that it was not fitted on: those by
+which it was chosen, never those that are reported. On these samples themselves, each fold is predicted by the
+thresholds that the others give.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from itertools import starmap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
+from featurecache.errors import TaskError
+from featurecache.evaluation.chosen_score import ranked
 from featurecache.evaluation.configuring import HeadLike, configured, resolve
-from featurecache.evaluation.deciding import decide
 from featurecache.evaluation.fit_progress import FitSteps, watched
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.processes import FitBackend
-from featurecache.evaluation.ranking import ranked
-from featurecache.evaluation.selection import Chosen, Selection
+from featurecache.evaluation.selection import Chosen, Selection, fold_numbers
 from featurecache.evaluation.split_data import SplitData, Splits, check_splits
+from featurecache.evaluation.trained_head import HeadResult
 from featurecache.heads.fitting import fit_estimator, fit_folds, refusals
 from featurecache.heads.head import NamedHead
 from featurecache.heads.threads import one_thread
+from featurecache.heads.thresholds import Thresholds, choose_thresholds
 from featurecache.progress import Progress
 from featurecache.specs import TaskKind
 
@@ -117,7 +125,7 @@ def evaluate_heads(
     Returns
     -------
     list of HeadResult
-        The head to keep first; see `featurecache.evaluation.ranking.ranked`.
+        The head to keep first; see `featurecache.evaluation.chosen_score.ranked`.
 
     Raises
     ------
@@ -209,11 +217,7 @@ def search_all(
 
 
 def search(
-    head: NamedHead,
-    splits: dict[str, SplitData],
-    measure: Measure,
-    random_state: int,
-    steps: FitSteps | None = None,
+    head: NamedHead, splits: dict[str, SplitData], measure: Measure, random_state: int, steps: FitSteps | None = None
 ) -> HeadResult:
     """Choose the setting of a head, fit it again and score it, by the protocol at the top of this module.
 
@@ -263,36 +267,15 @@ def search(
             X, y, weight, groups = train.with_samples_of(validation).fit_rows()
         final = clone(estimator).set_params(**chosen.params)
         converged = fit_estimator(final, X, y, weight, groups, name=head.name)
-        return _scored(
-            head,
-            final,
-            selection,
-            chosen,
-            splits,
-            measure,
-            random_state,
-            converged=converged,
-            n_train=len(y),
-            start=start,
-        )
+        return _scored(selection, chosen, final, splits, start, converged=converged, n_train=len(y))
 
 
 def _scored(
-    head: NamedHead,
-    final: BaseEstimator,
-    selection: Selection,
-    chosen: Chosen,
-    splits: dict[str, SplitData],
-    measure: Measure,
-    random_state: int,
-    *,
-    converged: bool,
-    n_train: int,
-    start: float,
+    selection: Selection, chosen: Chosen, final: BaseEstimator, splits: dict[str, SplitData], start: float, **fit: Any
 ) -> HeadResult:
     """Score a fitted head on the split that is reported, and its selection on the rows by which it was chosen."""
     reported = "test" if "test" in splits else "validation"
-    data, held_out = splits[reported], selection.data
+    data, held_out, measure, random_state = splits[reported], selection.data, selection.measure, selection.random_state
     thresholds, chosen = decide(measure, held_out, chosen, random_state)
     y_pred = measure.predict(final, data, chosen.temperature)
     proba = measure.predict_proba(final, data, chosen.temperature, y_pred)
@@ -305,7 +288,8 @@ def _scored(
         )
     accuracy = float(np.mean(held_out.y == chosen.y_pred)) if held_out.y.ndim == 1 else None
     return HeadResult(
-        head=head.name,
+        **fit,
+        head=selection.head.name,
         params=chosen.params,
         protocol=selection.protocol,
         selection_accuracy=accuracy,
@@ -325,9 +309,45 @@ def _scored(
         proba=proba,
         estimator=final,
         temperature=chosen.temperature,
-        converged=converged,
-        n_train=n_train,
         seconds=time.perf_counter() - start,
         positive=measure.positive,
         thresholds=thresholds,
     )
+
+
+def decide(
+    measure: Measure, held_out: SplitData, chosen: Chosen, random_state: int
+) -> tuple[Thresholds | None, Chosen]:
+    """Return the thresholds that a measure asks for, and what was chosen with predictions by thresholds.
+
+    Parameters
+    ----------
+    measure : Measure
+    held_out : SplitData
+        The samples by which the setting was chosen.
+    chosen : Chosen
+    random_state : int
+        Of the folds.
+    """
+    if measure.threshold is None:
+        return None, chosen
+    y, rule, positive = held_out.y, measure.threshold, measure.positive
+    # Of labels the predictions stand for probabilities, and no others are kept.
+    proba = chosen.y_pred.clip(0, 1) if chosen.proba is None else chosen.proba
+    thresholds = choose_thresholds(rule, y, proba, positive)
+    y_pred = thresholds.decide(proba)
+    # By their own thresholds the samples would look better than new ones: these were chosen to fit them.
+    for rows in _folds(held_out, random_state):
+        others = np.delete(np.arange(len(y)), rows)
+        y_pred[rows] = choose_thresholds(rule, y[others], proba[others], positive).decide(proba[rows])
+    score = measure.score(y, measure.outputs(y_pred, proba))
+    return thresholds, replace(chosen, y_pred=y_pred, proba=proba, score=score)
+
+
+def _folds(held_out: SplitData, random_state: int) -> list[np.ndarray]:
+    """Return the samples of each fold; none where all are of one group, and known by the threshold of all."""
+    try:
+        fold = fold_numbers(held_out.y, held_out.groups, random_state=random_state)
+    except TaskError:
+        return []
+    return [np.flatnonzero(fold == number) for number in range(int(fold.max()) + 1)]

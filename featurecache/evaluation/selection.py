@@ -25,11 +25,16 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measure import Measure
-from featurecache.evaluation.prediction import calibrated
-from featurecache.evaluation.row_scores import balanced_weights
+from featurecache.evaluation.metrics import balanced_weights
 from featurecache.evaluation.split_data import SplitData, class_sizes
 from featurecache.heads.head import HeadMixin, NamedHead, Setting
-from featurecache.heads.probability import decision_values, fit_temperature, has_decisions, needs_temperature
+from featurecache.heads.probability import (
+    calibrated,
+    decision_values,
+    fit_temperature,
+    has_decisions,
+    needs_temperature,
+)
 
 MAX_FOLDS = 5
 _REPEATED_BELOW = 200
@@ -106,7 +111,8 @@ class Selection:
     def __init__(
         self, head: NamedHead, train: SplitData, validation: SplitData | None, measure: Measure, random_state: int
     ) -> None:
-        self._measure, self._candidates = measure, dict[int, _Candidate]()
+        self.head, self.measure, self.random_state = head, measure, random_state
+        self._candidates: dict[int, _Candidate] = {}
         self._near_one = head.calibrated_by_grid
         # Of others the weakest regularisation may be none at all, as ridge regression's is where rows are few.
         self._regularization: str | None = head.estimator.regularization if self._near_one else None
@@ -169,7 +175,7 @@ class Selection:
         candidates = [self._candidates[number] for number in sorted(self._candidates)]
         top = max(candidates, key=lambda candidate: (candidate.gain, -candidate.loss))
         # Of log loss itself, the least is taken.
-        if top.losses is not None and self._measure.metric != "log_loss":
+        if top.losses is not None and self.measure.metric != "log_loss":
             able = [
                 candidate
                 for candidate in candidates
@@ -181,11 +187,11 @@ class Selection:
                 alike = [candidate for candidate in able if self._is_as_likely(candidate, top)]
                 top = min(alike, key=lambda candidate: (-candidate.weakness, candidate.loss))
         y_pred, loss = top.y_pred[0], None if top.losses is None else top.loss
-        score = self._measure.score(self.data.y, self._measure.outputs(y_pred, top.proba))
+        score = self.measure.score(self.data.y, self.measure.outputs(y_pred, top.proba))
         return Chosen(top.params, score, y_pred, top.proba, top.temperature, loss)
 
     def _predict(self, estimator: BaseEstimator, data: SplitData) -> tuple[np.ndarray, np.ndarray | None]:
-        measure = self._measure
+        measure = self.measure
         if measure.kind != "classification" or not has_decisions(estimator):
             return measure.predict(estimator, data, 1.0), None
         decisions = data.per_view(lambda rows: decision_values(estimator, rows, measure.n_outputs))
@@ -198,7 +204,7 @@ class Selection:
 
     def _complete(self, candidate: _Candidate) -> None:
         """Find its metric, and of classes its temperature and its log loss, from all repeats."""
-        measure, y, outputs = self._measure, self.data.y, candidate.y_pred
+        measure, y, outputs = self.measure, self.data.y, candidate.y_pred
         if candidate.decisions:
             weight = balanced_weights(y) if measure.balanced else None
             # Repeats are of the same samples, as views are.

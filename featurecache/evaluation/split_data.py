@@ -16,6 +16,7 @@ from featurecache.errors import HeadError, TaskError
 from featurecache.evaluation.memory_budget import MemoryBudget
 from featurecache.heads.fitting import check_features
 from featurecache.heads.gradient.datasets import InputDataset
+from featurecache.wording import counted
 
 SamplesAndTargets = tuple[np.ndarray, np.ndarray]
 Views = np.ndarray | InputDataset
@@ -188,7 +189,7 @@ def _check_split(
     num_eval_views = given.eval_views.shape[1] if isinstance(given, SplitData) else 1
     y = np.asarray(y)
     if y.ndim not in (1, 2) or len(y) * num_eval_views != len(X):
-        raise TaskError(f"{name} has {len(X)} rows but labels of shape {y.shape}; give one label per row")
+        raise TaskError(f"{name} has {counted(len(X), 'row')} but labels of shape {y.shape}; give one label per row")
     if len(y) == 0:
         raise TaskError(f"the {name} split has no rows; label some rows of it or leave the split out")
     y = check(name, y)

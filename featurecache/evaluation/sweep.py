@@ -9,27 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from featurecache.errors import ReportWarning
 from featurecache.evaluation.configuring import HOLDS_ALL_ROWS
 from featurecache.evaluation.fit_progress import watched
 from featurecache.evaluation.fits import PlannedSearch, Result, num_samples_copied, run_searches
+from featurecache.evaluation.kept_results import digest_of_labels, key_parts
 from featurecache.evaluation.memory_budget import memory_budget
 from featurecache.evaluation.metrics import metric_of
-from featurecache.evaluation.plan import Plan
-from featurecache.evaluation.resampling import Resampling, resample
-from featurecache.evaluation.result_keys import COMPUTES, digest_of_labels
+from featurecache.evaluation.plan import Plan, Resampling, resample
 from featurecache.evaluation.split_data import SplitData
-from featurecache.evaluation.summary import SweepLine, summarise
-from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
-from featurecache.evaluation.task_features import (
-    TaskFeatures,
-    open_task_features,
-    read_splits,
-    splits_without_features,
-)
+from featurecache.evaluation.summary import COLUMNS, SweepLine, SweepRow, summarise
+from featurecache.evaluation.task_features import TaskFeatures, open_task_features, read_splits, splits_without_features
 from featurecache.hashing import digest_json
 from featurecache.heads.head import NamedHead
 from featurecache.progress import Progress, Silent
@@ -39,7 +33,6 @@ from featurecache.store.schemas import ResultBody
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
-from featurecache.versions import installed_versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +45,7 @@ class LeftOut:
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
-        row = self.row
-        return {
-            "task": row.task,
-            "backbone": row.backbone,
-            "fingerprint": row.fingerprint,
-            "tap": row.tap,
-            "dtype": row.dtype,
-            "views": row.views,
-            "head": row.head,
-            "reason": self.reason,
-        }
+        return _names_of(self.row) | {"head": self.row.head, "reason": self.reason}
 
 
 @dataclass
@@ -176,6 +159,10 @@ def run_sweep(
     return report
 
 
+def _names_of(row: SweepRow) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in ("task", "backbone", "fingerprint", "tap", "dtype", "views")}
+
+
 def _planned(features: TaskFeatures, splits: dict[str, SplitData], plan: Plan) -> list[PlannedSearch]:
     labels = digest_of_labels(features)
     return [
@@ -204,9 +191,7 @@ def _results(
         kept = None if search.head.name in brought else store.recall(ResultBody, search.key)
         if kept is not None and set(kept.row) == set(COLUMNS):
             # The names of a task and its features are this cache's; the scores belong to their contents.
-            row = search.row
-            names = {"task": row.task, "backbone": row.backbone, "fingerprint": row.fingerprint, "tap": row.tap}
-            yield search, SweepRow.from_json({**kept.row, **names, "dtype": row.dtype, "views": row.views}), "kept"
+            yield search, SweepRow.from_json(kept.row | _names_of(search.row)), "kept"
         else:
             to_do.append(search)
     if not to_do:
@@ -233,7 +218,7 @@ def _results(
 
 def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, resampling: Resampling) -> SweepRow:
     """Return what is known of a search before it is done."""
-    feature_set, measure = features.feature_set, features.measure
+    names, measure = dict[str, Any](features.feature_set.to_json()), features.measure
     with_all_labels = resample(splits, replace(resampling, shots=None, share=None), kind=measure.kind)
     split = "test" if resampling.on_test else "validation"
     if resampling.num_folds:
@@ -243,19 +228,11 @@ def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, 
     return SweepRow(
         task=features.task.name,
         kind=measure.kind,
-        backbone=feature_set.identity.backbone,
-        fingerprint=feature_set.fingerprint,
-        tap=feature_set.tap,
-        dtype=feature_set.dtype,
-        views=feature_set.num_views,
+        **names,
         evaluated_on="plain" if features.eval_set.num_views is None else "views",
         head=head.name,
         balanced=measure.balanced,
-        seed=resampling.seed,
-        fold=resampling.fold,
-        num_folds=resampling.num_folds,
-        shots=resampling.shots,
-        share=resampling.share,
+        **{name: value for name, value in asdict(resampling).items() if name != "on_test"},
         split=split,
         measure=measure.primary,
         n_available=len(with_all_labels["train"]),
@@ -264,30 +241,10 @@ def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, 
 
 def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels: str) -> str:
     measure = features.measure
-    fit_set, eval_set = (
-        [feature_set.fingerprint, feature_set.tap, feature_set.dtype]
-        for feature_set in (features.feature_set, features.eval_set)
-    )
-    document = {
-        "features": fit_set,
-        "judged": eval_set,
-        "labels": labels,
-        # Its settings on very many rows stand for the grid: that of few rows may be cut.
-        "head": [head.name, repr(head.estimator), head.settings_for(1_000_000)],
-        # The words of earlier releases, whose results are taken up.
-        "division": {
-            "seed": resampling.seed,
-            "fold": resampling.fold,
-            "num_folds": resampling.num_folds,
-            "shots": resampling.shots,
-            "share": resampling.share,
-            "look_at_test": resampling.on_test,
-        },
-        "kind": measure.kind,
-        "balanced": measure.balanced,
-        "versions": installed_versions(COMPUTES),
-        "columns": list(COLUMNS),
-    }
+    # The words of earlier releases, whose results are taken up.
+    division = {"look_at_test" if name == "on_test" else name: value for name, value in asdict(resampling).items()}
+    document = key_parts(head, features, labels, evaluated="judged")
+    document |= {"division": division, "kind": measure.kind, "columns": list(COLUMNS)}
     # Left out where nobody chose one, as results of earlier releases have it.
     if measure.metric != metric_of(measure.kind, None, balanced=measure.balanced):
         document["metric"] = measure.metric

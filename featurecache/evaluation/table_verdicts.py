@@ -29,9 +29,8 @@ from scipy.stats import t as student_t
 
 from featurecache.evaluation.bootstrap import num_units, weights_of_resamples
 from featurecache.evaluation.comparison import EQUIVALENT_WITHIN, Comparison
-from featurecache.evaluation.intervals import holding
+from featurecache.evaluation.intervals import Z95, holding, wilson
 from featurecache.evaluation.measure import Measure
-from featurecache.evaluation.proportions import Z95, wilson
 from featurecache.evaluation.resampled_measure import ResampledMeasure
 
 LEVEL = 0.045

@@ -15,17 +15,14 @@ import numpy as np
 
 from featurecache.display import html_table
 from featurecache.errors import HeadError, ReportWarning, unique_warnings
-from featurecache.evaluation.calibration import calibration
-from featurecache.evaluation.chosen_score import ChosenScore, chosen_score
+from featurecache.evaluation.calibration import Details, calibration
+from featurecache.evaluation.chosen_score import ChosenScore, chosen_score, ranked
 from featurecache.evaluation.comparison import Comparison
-from featurecache.evaluation.configuring import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, resolve
-from featurecache.evaluation.details import Details
+from featurecache.evaluation.configuring import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, reason_to_leave_out, resolve
 from featurecache.evaluation.kept_results import KeptResults
-from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
-from featurecache.evaluation.ranking import ranked
 from featurecache.evaluation.score_plot import plot_results
 from featurecache.evaluation.scores import confusion
 from featurecache.evaluation.search import HeadsAndData, search_all
@@ -48,11 +45,12 @@ from featurecache.store.labels import SPLITS
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from featurecache.evaluation.changes import Changes
+    from featurecache.evaluation.history import Changes
 
 _CHOSEN = ("head", "backbone", "tap", "dtype", "views", "judged_on", "judged_views", "fingerprint", "params")
 """What says which head was chosen."""
@@ -79,7 +77,7 @@ class TrainingReport:
         value, low, high = (scores.get(f"{name}{end}") for end in ("", "_low", "_high"))
         interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
         figure = "" if value is None else f", {best.reported} {name.replace('_', ' ')} {value:.3f}{interval}"
-        return f"TrainingReport({self.task.name!r}: {best.head} of {len(self.heads)} heads{figure})"
+        return f"TrainingReport({self.task.name!r}: {best.head} of {counted(len(self.heads), 'head')}{figure})"
 
     def _repr_html_(self) -> str:
         primary = self.measure.primary
@@ -91,7 +89,7 @@ class TrainingReport:
 
     @property
     def best(self) -> TrainedHead:
-        """The chosen head; see `featurecache.evaluation.ranking`."""
+        """The chosen head; see `featurecache.evaluation.chosen_score`."""
         return self.heads[0]
 
     def join(self, other: TrainingReport) -> None:

@@ -33,6 +33,7 @@ from featurecache.store.listings import Listing
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import Problem
+from featurecache.wording import counted
 
 DEFAULT_ROWS = 64
 
@@ -213,8 +214,9 @@ def _compare(
         found.problems.append(
             Problem(
                 f"features/{feature_set.fingerprint}/{feature_set.folder.path.parent.name}/{feature_set.dtype}",
-                f"{len(wrong)} of {len(good)} rows computed again are not those stored, first: {wrong[0]}. What has "
-                f"changed on this machine since: {since}",
+                f"{counted(len(wrong), 'row', of=len(good))} computed again {'is' if len(wrong) == 1 else 'are'} "
+                "not as stored, "
+                f"first: {wrong[0]}. What has changed on this machine since: {since}",
                 "run `featurecache extract` into another cache",
             )
         )

@@ -16,7 +16,7 @@ from featurecache.errors import RequestError
 from featurecache.extraction.plan import PlannedShard
 from featurecache.store.dtypes import STORED
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.wording import human_bytes
+from featurecache.wording import counted, human_bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Estimate:
         """Return it for people."""
         time = "" if self.seconds is None else f", about {max(self.seconds, 1):,.0f} s of the network"
         free = f"{human_bytes(self.num_bytes)} of features, {human_bytes(self.free_bytes)} are free"
-        return f"{self.num_rows:,} samples to extract: {free}{time}"
+        return f"{counted(self.num_rows, 'sample')} to extract: {free}{time}"
 
 
 def estimate(
@@ -86,7 +86,8 @@ def estimate(
     found = Estimate(num_rows, num_bytes, free, num_rows * views / rate if rate else None)
     if num_bytes > free:
         raise RequestError(
-            f"the features of {num_rows:,} samples take {human_bytes(num_bytes)}, and {human_bytes(free)} are free on "
-            f"the disk of {cache}; free some, or choose another disk, smaller taps, or --dtype float16"
+            f"the features of {counted(num_rows, 'sample')} take {human_bytes(num_bytes)}, and "
+            f"{human_bytes(free)} are free "
+            f"on the disk of {cache}; free some, or choose another disk, smaller taps, or --dtype float16"
         )
     return found

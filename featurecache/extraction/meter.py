@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from featurecache.wording import counted
+
 Stage = Literal["read", "decode", "forward", "write"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "forward", "write")
 
@@ -133,7 +135,8 @@ class Usage:
             tokens = f" ({mean:.0f} tokens each, {self.padding:.0%} of the batches is padding)"
         return (
             f"{self.rate:.0f} inputs/s on {self.device}{tokens}; work: {', '.join(work)}{waited}; "
-            f"{busy:.1f} of {self.cores} cores busy; the limit: {self.bottleneck}; to speed up: {self.advice}"
+            f"{busy:.1f} of {counted(self.cores, 'core')} busy; the limit: {self.bottleneck}; to speed up: "
+            f"{self.advice}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from featurecache.store.image_warnings import rows_recorded
 from featurecache.store.listings import Listing
 from featurecache.store.soundness import feature_warnings, float32_warning
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 
 @dataclass
@@ -38,7 +39,7 @@ class ExtractionReport:
     """Files that are no inputs by their name."""
     num_cut: int = 0
     """Samples that are longer than the network takes."""
-    noun: str = "files"
+    noun: str = "file"
     """What the inputs of the source are called."""
     bad: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Every bad input that the source holds: path -> (status, reason)."""
@@ -58,7 +59,8 @@ class ExtractionReport:
     def __repr__(self) -> str:
         done = f"{self.num_extracted} extracted, {self.num_cached} cached, {len(self.bad)} bad"
         warnings = "".join(f"\n  warning: {warning.text}" for warning in self.warnings[:5])
-        return f"ExtractionReport({self.num_files} {self.noun}, {self.num_samples} samples: {done}){warnings}"
+        held = f"{counted(self.num_files, self.noun)}, {counted(self.num_samples, 'sample')}"
+        return f"ExtractionReport({held}: {done}){warnings}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -153,7 +155,7 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
         num_cached=(num_samples - len(postponed)) * len(job.variants) - work.num_rows,
         ignored=listing.ignored,
         num_cut=len(rows_recorded([c for s in sets for c in s.open().commits], "cut", listing.held)),
-        noun="rows" if job.opened_source.modality == "text" else "files",
+        noun="row" if job.opened_source.modality == "text" else "file",
         bad=bad_of_source(listing, sets),
         postponed=dict(postponed.values()),
         runtime=work.runtime,

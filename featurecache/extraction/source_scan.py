@@ -14,6 +14,7 @@ from featurecache.sources.opening import open_source
 from featurecache.sources.source import check_source
 from featurecache.store.listings import Listing
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class ScanReport:
     seconds: float
 
     def __repr__(self) -> str:
-        counts = f"{self.num_files} {self.noun}, {self.num_samples} samples, {len(self.listing.problems)} unreadable"
+        files, samples = counted(self.num_files, self.noun), counted(self.num_samples, "sample")
+        counts = f"{files}, {samples}, {len(self.listing.problems)} unreadable"
         return f"ScanReport({self.listing.root!r}: {counts})"
 
     @property
@@ -127,6 +129,6 @@ def scan(
         num_read=num_read,
         # Rows are given in the order in which samples are first seen.
         num_new=len(listing.held) - int(listing.held.count_below([num_before])[0]),
-        noun="rows" if opened.modality == "text" else "files",
+        noun="row" if opened.modality == "text" else "file",
         seconds=perf_counter() - started,
     )

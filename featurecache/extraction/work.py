@@ -24,6 +24,7 @@ from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 
 def work(
@@ -116,7 +117,7 @@ class ExtractionWork:
 
     def progress_in_words(self) -> str:
         """Say how many shards are in the cache."""
-        return f"{sum(1 for _ in self.job.cache.glob('features/*/*/*/commits/*.json'))} shards committed"
+        return f"{counted(sum(1 for _ in self.job.cache.glob('features/*/*/*/commits/*.json')), 'shard')} committed"
 
 
 def _add_sets(

@@ -40,6 +40,7 @@ from featurecache.store.features import Features
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
+from featurecache.wording import counted
 
 TAP = f"{INPUT}:none"
 _OF_FEATURES = ("overflow", "non_finite")
@@ -216,9 +217,9 @@ def images_of(
         files |= dict(zip(rows.tolist(), inputs_of_rows(source, listing, store.samples, rows), strict=True))
     if missing := sorted(set(labeled.tolist()) - set(files)):
         raise RequestError(
-            f"{len(missing)} of {len(labeled)} images of task {task.name!r} are not in "
+            f"{counted(len(missing), 'image', of=len(labeled))} of task {task.name!r} not found in "
             f"{' or '.join(map(str, folders))} (first: {store.samples.uris_of(missing[:1])[0]}); name every folder "
-            "that they were extracted from"
+            "that images were extracted from"
         )
     assert isinstance(preprocess, PreprocessSpec)
     rows = np.array(sorted(files), np.int64)

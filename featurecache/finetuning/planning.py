@@ -27,6 +27,7 @@ from featurecache.heads.gradient.trainable import LayerFactory
 from featurecache.heads.threads import all_threads
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.tasks import Task
+from featurecache.wording import counted
 
 Clock = Callable[[], float]
 # The first step makes what the others find, such as the moments of the optimiser.
@@ -83,7 +84,7 @@ class LadderPlan:
         last = sum(len(rung.fits) - rung.num_settings * rung.num_folds for rung in self.rungs)
         counts = {"training": sum(len(rung.fits) for rung in self.rungs), "depth": len(self.rungs)}
         counts |= {"setting": first.num_settings, "fold": first.num_folds}
-        total, *factors = (f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+        total, *factors = (counted(count, noun) for noun, count in counts.items())
         return f"{total} to come: {' x '.join(factors)}, and {last} more on all rows to be kept"
 
 

@@ -28,6 +28,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
+from featurecache.wording import counted
 
 # Whole activations are read by the batch: the limit on features of pooled taps is not for them.
 _NO_LIMIT = 1 << 62
@@ -222,7 +223,10 @@ class LayerTraining:
             yield ReportWarning(kind="diverged", count=len(settings), text=text, examples=settings)
         if count := budget.num_stopped:
             total = len(budget.deadlines)
-            text = f"{name}: {count} of {total} trainings were stopped at the deadline, before their last step"
+            text = (
+                f"{name}: {counted(count, 'training', of=total, verb='was')} stopped at the deadline, before "
+                "their last step"
+            )
             yield ReportWarning(kind="deadline", count=count, text=text)
         if (decay := self.tuning.layer_decay) != 1:
             factors = layer_factors(report.best.result.estimator.fitted_layers, decay)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from featurecache.errors import MissingExtraError, RequestError
 from featurecache.heads.preparation import PRIOR_ROWS, shrunk_variance
+from featurecache.wording import counted
 
 Floats = NDArray[np.float64]
 METHODS: Final = ("source", "standardize", "coral", "subspace", "transport")
@@ -92,7 +93,9 @@ def fit_adaptation(method: str, X: NDArray[Any], y: NDArray[np.int64], target: N
     if method not in METHODS:
         raise RequestError(f"unknown way to adapt {method!r}; known: auto, {', '.join(METHODS)}")
     if len(target) < 2:
-        raise RequestError(f"the target domain has {len(target)} samples with features; adapting takes two at least")
+        raise RequestError(
+            f"the target domain has {counted(len(target), 'sample')} with features; adapting takes two at least"
+        )
     X, target, d = X.astype(np.float64), target.astype(np.float64), X.shape[1]
     if method == "source":
         return Adaptation(method, lambda rows: np.asarray(rows, np.float64), np.zeros(d), np.eye(d))

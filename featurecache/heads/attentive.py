@@ -16,6 +16,7 @@ from featurecache.heads.gradient.options import MAX_ROWS_EVALUATED
 from featurecache.heads.gradient.outputs import ClassOutputs
 from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS
 from featurecache.specs import TaskKind
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,12 +111,13 @@ class AttentiveClassifier(ClassOutputs, StackedEstimator):
         check_whole_number("num_queries", self.num_queries, 1)
         if self.n_features_in_ % self.num_tokens:
             raise ValueError(
-                f"{self.n_features_in_} features are not {self.num_tokens} tokens of one width; set num_tokens"
+                f"{counted(self.n_features_in_, 'feature')} are not {self.num_tokens} tokens of one width; set "
+                "num_tokens"
             )
         super().check_options()
 
     def _stack(self) -> tuple[type[StackedModels], tuple[int, ...], int]:
-        from featurecache.heads.gradient.attention import StackedAttention
+        from featurecache.heads.gradient.stacked import StackedAttention
 
         width = self.n_features_in_ // self.num_tokens
         # As many as divide the width: each query pools a slice of its own.

@@ -20,6 +20,7 @@ from featurecache.heads.head import Setting
 from featurecache.heads.recorded_warnings import recorded_warnings
 from featurecache.heads.registry import make_head
 from featurecache.heads.solver.classifier import LinearClassifier
+from featurecache.wording import counted
 
 # Once more, and not until it converges: separable classes would take any number of them where C is large.
 _MORE_ITERATIONS = 5
@@ -199,7 +200,7 @@ def fit_head(name: str, X: np.ndarray, y: np.ndarray, **params: Any) -> BaseEsti
     estimator = make_head(name, **params)
     X, y = check_rows(X, y)
     if len(np.unique(y)) < 2:
-        raise TaskError(f"all {len(y)} rows have the same label; a head needs rows of two classes or more")
+        raise TaskError(f"{counted(len(y), 'row', verb='has')} one label; a head needs rows of two classes or more")
     fit_estimator(estimator, X, y, name=name)
     return estimator
 
@@ -228,7 +229,7 @@ def check_features(X: np.ndarray, split: str) -> np.ndarray:
     if not finite.all():
         row = int(np.argmin(finite))
         raise HeadError(
-            f"{split} features are not finite in {int((~finite).sum())} of {len(X)} rows, first in row {row}; "
+            f"{split} features are not finite in {counted((~finite).sum(), 'row', of=len(X))}, first in row {row}; "
             "extract these rows again in float32 or leave them out"
         )
     return X
@@ -245,7 +246,7 @@ def check_rows(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y = np.asarray(y)
     if y.ndim != 1 or len(y) != len(X) or len(y) == 0:
         raise TaskError(
-            f"{len(X)} rows and labels of shape {y.shape} do not match; give one label for each of some rows"
+            f"{counted(len(X), 'row')} and labels of shape {y.shape} do not match; give one label for each of some rows"
         )
     return check_features(X, "given"), y
 
@@ -268,9 +269,9 @@ def refusals(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, name: str) 
         raise
     except (ValueError, RuntimeError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        classes = f" in {count} classes" if (count := _num_classes(np.asarray(y))) else ""
+        classes = f" in {counted(count, 'class')}" if (count := _num_classes(np.asarray(y))) else ""
         size = (
-            f"{X.shape[0]} rows of {X.shape[-1]} features"
+            f"{counted(X.shape[0], 'row')} of {counted(X.shape[-1], 'feature')}"
             if len(np.shape(X)) > 1
             else f"an array of shape {np.shape(X)}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import signature
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 Setting = dict[str, Any]
+Settings = Sequence[Mapping[str, Any]]
+Labels: TypeAlias = NDArray[Any]
+"""Classes, (n_samples,); labels or numbers, (n_samples, n_outputs)."""
+Fold: TypeAlias = NDArray[np.int64]
+"""The fold of each sample, (n_samples,); -1 for samples that are never held out."""
+Weights: TypeAlias = NDArray[np.float64] | None
+"""Of samples, (n_samples,); None: all count alike."""
+Groups: TypeAlias = NDArray[np.int64] | None
+"""(n_samples,): samples with the same number are of one group; None: each is by itself."""
 
 # By which settings are chosen; what memory and time are stated for.
 NUM_FOLDS = 5
@@ -196,12 +205,7 @@ class FitsPath(Protocol):
     path_params: ClassVar[frozenset[str]]
 
     def fit_path(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        fold: NDArray[np.int64],
-        settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
+        self, X: NDArray[Any], y: NDArray[Any], fold: Fold, settings: Settings, sample_weight: Weights = None
     ) -> Iterator[tuple[Setting, list[Self]]]:
         """Fit every setting without each fold.
 

@@ -72,12 +72,9 @@ class Perceptron(StackedEstimator):
     def to_arrays(self) -> Arrays:
         """See `Head`: layers by their number."""
         own = super().to_arrays()
-        layers = {
-            f"{name}.{index}": layer
-            for name, kept in (("coefs_", self.coefs_), ("intercepts_", self.intercepts_))
-            for index, layer in enumerate(kept)
-        }
-        return own | layers
+        for name in ("coefs_", "intercepts_"):
+            own |= {f"{name}.{index}": layer for index, layer in enumerate(vars(self)[name])}
+        return own
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, **params: Any) -> Self:
@@ -124,7 +121,7 @@ class Perceptron(StackedEstimator):
         super().check_options()
 
     def _stack(self) -> tuple[type[StackedModels], tuple[int, ...], int]:
-        from featurecache.heads.gradient.perceptrons import StackedPerceptrons
+        from featurecache.heads.gradient.stacked import StackedPerceptrons
 
         return StackedPerceptrons, (self.hidden_layers, self.width), 1
 

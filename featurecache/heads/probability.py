@@ -3,6 +3,8 @@
 The softmax of a head's decision values, or of the logarithms of its probabilities, divided by one number, keeps the
 predicted class. That number is where the log loss on rows not used for training is least: temperature scaling, Guo et
 al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
+
+Probabilities of samples, each seen as one view or as the mean of its probabilities over several.
 """
 
 from __future__ import annotations
@@ -177,3 +179,8 @@ def _aligned(estimator: BaseEstimator, values: np.ndarray, n_classes: int, *, mi
     aligned = np.full((len(values), n_classes), missing, dtype=np.float64)
     aligned[:, classes] = values
     return aligned
+
+
+def calibrated(decisions: np.ndarray, temperature: float) -> np.ndarray:
+    """Return class probabilities (n_samples, n_classes) of decision values (n_samples, n_views, n_classes)."""
+    return np.asarray(softmax(decisions / temperature, axis=2).mean(axis=1))

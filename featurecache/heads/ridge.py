@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -31,7 +31,7 @@ from featurecache.heads.checks import (
     prior_rows_of,
     with_weight,
 )
-from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, HeadMixin, Setting, powers_of_ten
+from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Fold, HeadMixin, Setting, Settings, Weights, powers_of_ten
 from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.solver.classifier import LinearClassifier, absent_classes, class_of_margins, drop_classes
 from featurecache.heads.solver.normal_equations import Real, System
@@ -76,12 +76,7 @@ class _Ridge(HeadMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit_path(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        fold: NDArray[np.int64],
-        settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
+        self, X: NDArray[Any], y: NDArray[Any], fold: Fold, settings: Settings, sample_weight: Weights = None
     ) -> Iterator[tuple[Setting, list[Self]]]:
         """Fit all values of alpha by one decomposition for each fold; see `FitsPath`.
 

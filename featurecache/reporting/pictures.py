@@ -48,11 +48,7 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
     label : str
         Of the axis.
     """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=plot_size(len(rows)), layout="constrained")
-    FigureCanvasSVG(figure)
+    figure = svg_figure(plot_size(len(rows)))
     plot_intervals(figure.add_subplot(), rows, floor=floor, label=label)
     return _svg(figure)
 
@@ -79,11 +75,8 @@ def draw_map(points: NDArray[np.float64], labels: Sequence[str], wrong: NDArray[
     wrong : ndarray of bool (n_samples,)
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    FigureCanvasSVG(figure)
+    figure = svg_figure((7.2, 4.6))
     axes: Any = figure.add_subplot()
     names = np.asarray(labels)
     frequent = sorted(set(labels), key=lambda label: (-int((names == label).sum()), label))[:_MAX_COLOURS]
@@ -115,13 +108,17 @@ def draw_scatter(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> s
     return _svg(figure)
 
 
-def _small_plot(x_label: str, y_label: str) -> tuple[Any, Any]:
-    """Return a figure about as wide as high, and its axes with their names."""
+def svg_figure(size: tuple[float, float]) -> Any:
+    """Return an empty figure of so many inches that is drawn as SVG, whatever the process draws on otherwise."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
-    FigureCanvasSVG(figure)
+    return FigureCanvasSVG(Figure(figsize=size, layout="constrained")).figure
+
+
+def _small_plot(x_label: str, y_label: str) -> tuple[Any, Any]:
+    """Return a figure about as wide as high, and its axes with their names."""
+    figure = svg_figure((3.6, 3.2))
     axes = figure.add_subplot()
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)

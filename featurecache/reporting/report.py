@@ -39,7 +39,7 @@ class FinalEvaluation:
     split : str
         Of these samples: ``test``, or ``validation``.
     y_true, y_pred : ndarray
-        Targets and predictions, as in `featurecache.evaluation.head_result.HeadResult`.
+        Targets and predictions, as in `featurecache.evaluation.trained_head.HeadResult`.
     proba : ndarray (n_samples, n_outputs)
         Probabilities.
     names : sequence of str

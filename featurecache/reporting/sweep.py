@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import plain_text
+from featurecache.evaluation.score_plot import GRID, INK, MUTED
 from featurecache.evaluation.summary import SweepLine
-from featurecache.reporting.pictures import plain_names
+from featurecache.reporting.pictures import plain_names, svg_figure
 from featurecache.store.naming import distinct_names
 
-_INK, _MUTED, _GRID = "#1d2733", "#8a96a3", "#e3e8ed"
 _COLOURS = ("#1b6ca8", "#d1602d", "#2f8f5b", "#8d4fb3", "#b3893a", "#c23b63", "#4aa3a2", "#5a6472", "#9c6b4f")
 
 Colours = Mapping[str, str]
@@ -36,16 +36,12 @@ def draw_sweep(lines: Sequence[SweepLine]) -> str:
         Scores by layer at the most labels, in the natural order of the layers' names; scores by number of labels
         where there are several; scores against seconds of training. Lines are 95 % intervals.
     """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     drawn = [line for line in lines if line.score is not None]
     layers = _layers(drawn)
     panels = list(dict.fromkeys((line.task, line.measure) for line in drawn))
     heads = list(dict.fromkeys(line.head for line in drawn))
     colours = {head: _COLOURS[number % len(_COLOURS)] for number, head in enumerate(heads)}
-    figure = Figure(figsize=(15, 0.6 + 4.2 * max(len(panels), 1)), layout="constrained")
-    FigureCanvasSVG(figure)
+    figure = svg_figure((15, 0.6 + 4.2 * max(len(panels), 1)))
     for row, (task, measure) in enumerate(panels):
         mine = [line for line in drawn if (line.task, line.measure) == (task, measure)]
         axes = [figure.add_subplot(len(panels), 3, 3 * row + number) for number in (1, 2, 3)]
@@ -57,14 +53,14 @@ def draw_sweep(lines: Sequence[SweepLine]) -> str:
         _by_time(axes[2], most, colours)
         titles = (f"{plain_text(task)}: by layer", "by number of labels", "by time of training")
         for axis, title in zip(axes, titles, strict=True):
-            axis.set_title(title, color=_INK, loc="left")
-            axis.grid(color=_GRID)
+            axis.set_title(title, color=INK, loc="left")
+            axis.grid(color=GRID)
             axis.set_axisbelow(True)
             axis.ticklabel_format(axis="y", useOffset=False)
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
-            axis.tick_params(colors=_MUTED, labelcolor=_INK)
-        axes[0].set_ylabel(f"{measure.replace('_', ' ')} (line: 95 % interval)", color=_INK)
+            axis.tick_params(colors=MUTED, labelcolor=INK)
+        axes[0].set_ylabel(f"{measure.replace('_', ' ')} (line: 95 % interval)", color=INK)
     if heads:
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
@@ -110,7 +106,7 @@ def _by_labels(axes: Any, lines: list[SweepLine], colours: Colours) -> None:
         _points(axes, sorted(best), chosen, colour, head, joined=True)
     if len({line.n_train for line in lines}) > 1:
         axes.set_xscale("log")
-    axes.set_xlabel("samples to fit on (best layer of each head)", color=_INK)
+    axes.set_xlabel("samples to fit on (best layer of each head)", color=INK)
 
 
 def _by_time(axes: Any, lines: list[SweepLine], colours: Colours) -> None:
@@ -119,7 +115,7 @@ def _by_time(axes: Any, lines: list[SweepLine], colours: Colours) -> None:
         # A logarithmic axis has no 0, and a fit of less than a millisecond is one to anybody.
         _points(axes, [max(line.seconds or 0.0, 1e-3) for line in mine], mine, colour, head)
     axes.set_xscale("log")
-    axes.set_xlabel("seconds to choose and fit", color=_INK)
+    axes.set_xlabel("seconds to choose and fit", color=INK)
 
 
 def _points(

@@ -18,6 +18,7 @@ from featurecache.store.dtypes import Array
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.precision import FEWEST_ROWS, by_channel, finite_rows, in_percent
+from featurecache.wording import counted
 
 Runs = list[list[float]]
 """``[[start, stop, value], ...]``: channels that are constant in a shard."""
@@ -150,8 +151,9 @@ def constant_warning(feature_set: FeatureSet, features: Features) -> ReportWarni
     return ReportWarning(
         kind="constant_features",
         count=found.count,
-        text=f"{found.count} of {found.num_features} features ({in_percent(found.count / found.num_features)}) of "
-        f"{feature_set.tap} have the same value in every row{where}; {advice}",
+        text=f"{counted(found.count, 'feature', of=found.num_features)} "
+        f"({in_percent(found.count / found.num_features)}) of "
+        f"{feature_set.tap} {'has' if found.count == 1 else 'have'} the same value in every row{where}; {advice}",
     )
 
 

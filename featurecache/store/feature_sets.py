@@ -22,6 +22,7 @@ from featurecache.store.folders import ShardFolder
 from featurecache.store.listings import Listings
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import BackboneAbout, checked_body, features_schema
+from featurecache.wording import counted
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FeatureSet:
     sources: Listings
 
     def __repr__(self) -> str:
-        views = f", {self.num_views} views" if self.num_views else ""
+        views = f", {counted(self.num_views, 'view')}" if self.num_views else ""
         return f"FeatureSet({self.identity.backbone!r}, {self.tap!r}, {self.dtype}{views}, {self.fingerprint[:12]})"
 
     def open(self) -> Features:
@@ -125,7 +126,7 @@ class FeatureSet:
         return {**self.names, "views": self.num_views}
 
     def __str__(self) -> str:
-        views = "" if self.num_views is None else f", {self.num_views} views"
+        views = "" if self.num_views is None else f", {counted(self.num_views, 'view')}"
         return f"{self.identity.backbone} {self.tap} {self.dtype}{views} ({self.fingerprint[:12]})"
 
 
@@ -243,8 +244,10 @@ def type_warnings(chosen: Iterable[FeatureSet], sets: Sequence[FeatureSet]) -> l
         if not others or used.dtype not in alike:
             continue
         most = len(used.open().rows)
-        known = ", ".join(f"{s.dtype} (--dtype {s.dtype}, {len(s.open().rows)} rows)" for s in others)
-        text = f"the {used.dtype} features of {used.tap} are used ({most} rows); they are cached as {known} too"
+        known = ", ".join(f"{s.dtype} (--dtype {s.dtype}, {counted(len(s.open().rows), 'row')})" for s in others)
+        text = (
+            f"the {used.dtype} features of {used.tap} are used ({counted(most, 'row')}); they are cached as {known} too"
+        )
         found.append(ReportWarning(kind="stored_type", count=len(others), text=text))
     return found
 

@@ -17,6 +17,7 @@ from featurecache.store.gathering import RowGatherer, by_shard
 from featurecache.store.row_runs import RowRuns, runs_of_rows
 from featurecache.store.samples import Rows, SampleTable
 from featurecache.store.shards import MappedShard
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.store.tasks import Task
@@ -80,7 +81,7 @@ class Features:
         shape = shapes.pop()
         if self.num_views is not None and shape[:1] != (self.num_views,):
             raise CorruptError(
-                f"{self._folder.path}: samples have the shape {shape} instead of {self.num_views} views; "
+                f"{self._folder.path}: samples have the shape {shape} instead of {counted(self.num_views, 'view')}; "
                 "restore the cache from a copy, or extract into a new one"
             )
         return shape
@@ -315,7 +316,7 @@ class Features:
         if not is_cached.all():
             missing = ~is_cached
             raise RequestError(
-                f"{missing.sum()} rows (first: {rows[missing][0]}) are not cached for tap {self.tap!r}; "
+                f"tap {self.tap!r} lacks {counted(missing.sum(), 'row')}, first {rows[missing][0]}; "
                 "run `featurecache extract` again to add them"
             )
         return run
@@ -395,6 +396,7 @@ def _runs_of(commit: Commit, number: int) -> list[tuple[int, int, int, int]]:
         offset, before = offset + stop - start, stop
     if offset != commit.shard.arrays["features"].shape[0]:
         raise CorruptError(
-            f"commit {commit.key} lists {offset} rows but its shard holds another number; run `featurecache repair`"
+            f"commit {commit.key} lists {counted(offset, 'row')} but its shard holds another number; run "
+            "`featurecache repair`"
         )
     return runs

@@ -19,6 +19,7 @@ from featurecache.store.features import Features
 from featurecache.store.listings import merged_rows
 from featurecache.store.row_runs import RowRuns
 from featurecache.store.samples import Rows
+from featurecache.wording import counted
 
 # Remarks on images, and the fields of a commit that hold the rows with each.
 REMARK_FIELDS = {"deep": "flat_deep", "transparent": "flat_transparent", "decoder": "decoder_errors"}
@@ -100,16 +101,15 @@ class RemarkCounter:
         if deep:
             kinds.append(f"{deep} of more than 8 bits, with {_advice_on_range(preprocess)}")
         if transparent:
-            kinds.append(f"{transparent} transparent ones, of which only the background is seen (save them opaque)")
+            kinds.append(f"{transparent} transparent, of which only the background is seen (save them opaque)")
         if count := deep + transparent:
-            noun = "image is" if count == 1 else "images are"
             what = "one colour, or nearly, to the network although the files hold more"
-            text = f"{count} {noun} {what}: {' and '.join(kinds)}"
+            text = f"{counted(count, 'image', verb='is')} {what}: {' and '.join(kinds)}"
             found.append(ReportWarning(kind="flat_images", count=count, text=text, examples=tuple(self.flat)))
         if errors:
-            noun = "image was" if errors == 1 else "images were"
             text = (
-                f"{errors} {noun} decoded although the decoder reported errors in the file, so some of the pixels may "
+                f"{counted(errors, 'image', verb='was')} decoded although the decoder reported errors in the "
+                "file, so some of the pixels may "
                 "be wrong; open them, and replace what is damaged"
             )
             found.append(ReportWarning(kind="decoder", count=errors, text=text, examples=tuple(self.damaged)))

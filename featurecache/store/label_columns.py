@@ -10,12 +10,14 @@ from featurecache.errors import TaskError, UnknownNameError
 from featurecache.specs import TaskKind
 from featurecache.store.label_entries import BLANK, NO, YES
 from featurecache.store.labels import SPLIT_OF
-from featurecache.tables import IMAGE_SUFFIXES, PATH_COLUMNS, columns_of_files, plain_name, sample_columns
+from featurecache.tables import PATH_COLUMNS, columns_of_files, first_line_is_row, plain_name, sample_columns
+from featurecache.wording import counted
 
 # Compared as `plain_name` writes them; the first that a table has is taken.
 LABEL_COLUMNS = (
     *("label", "labels", "class", "classname", "classlabel", "labelname", "category", "categoryname", "target"),
-    *("species", "breed", "diagnosis", "tags", "y"),
+    *("species", "speciesname", "breed", "diagnosis", "tags", "tag", "y"),
+    *("klasse", "kategorie", "classe", "clase", "categorie", "categoria"),
 )
 SPLIT_COLUMN = "split"
 FLAGS = {
@@ -37,8 +39,10 @@ _PLAIN_FLAGS = {
 SPLIT_WORDS = {**SPLIT_OF, "training": "train", "dev": "validation", "eval": "validation", "testing": "test"}
 SPLIT_WORDS |= {"publictest": "validation", "privatetest": "test", "holdout": "test"}
 """Besides the names that folders have."""
-_INDEX = re.compile(r"(Unnamed: ?\d+)?|index", re.IGNORECASE)
-"""What data frames call the column of their row numbers when they are written."""
+_INDEX = re.compile(r"(Unnamed: ?\d+)?|index|#|(k[-_ ]?)?folds?", re.IGNORECASE)
+"""What data frames call the column of their row numbers when they are written; and numbers of folds are no classes."""
+_FEWEST_ROWS = 10
+"""In which what stands in columns tells which of them says the class."""
 _MOST_NAMED = 20
 """Columns in a message."""
 
@@ -151,7 +155,10 @@ def find_columns(
     is_found = not labels
     if is_found:
         others = [key, *taken, *(flag for flag, _ in flags)]
-        labels = [_label_column([name for name in columns if name not in others], kind, sample)]
+        able = [name for name in columns if name not in others]
+        # Without a header, what stands behind the name.
+        is_second = key == "1" and able[:1] == ["2"]
+        labels = ["2"] if is_second else _label_columns(able, kind, sample)
     for name in (key, *labels, *filter(None, [split])):
         if (count := list(columns).count(name)) > 1:
             raise TaskError(f"{count} columns are called {name!r}; give them names of their own")
@@ -163,6 +170,8 @@ def find_columns(
     unused = [flag for flag, _ in flags] if split is not None else []
     if is_found:
         unused += [name for name in columns if plain_name(name) in LABEL_COLUMNS and name not in labels]
+        if not is_second and plain_name(labels[0]) not in LABEL_COLUMNS:
+            unused += [name for name in _unknown(able) if name not in labels]
     return LabelColumns(
         key, tuple(labels), split, flags if split is None else (), group, weight, domain, tuple(dict.fromkeys(unused))
     )
@@ -179,7 +188,7 @@ def _named(columns: Sequence[str], name: str, option: str) -> str:
 
 
 def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[Mapping[str | None, str | None]]) -> str:
-    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in columns):
+    if first_line_is_row(columns):
         raise TaskError(
             f"the first line looks like a row and not like names of columns: {', '.join(columns)}; say --no-header if "
             "the table has none"
@@ -214,24 +223,38 @@ def key_candidates(columns: Sequence[str], taken: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(columns) if name not in taken and plain_name(name) not in known]
 
 
-def _label_column(able: Sequence[str], kind: TaskKind, sample: Sequence[Mapping[str | None, str | None]]) -> str:
-    """Return the column of labels among those that say nothing else."""
+def _unknown(able: Sequence[str]) -> list[str]:
+    """Return the columns that neither name samples in another way nor number rows."""
+    return [name for name in able if plain_name(name) not in PATH_COLUMNS and not _INDEX.fullmatch(name)]
+
+
+def _label_columns(able: Sequence[str], kind: TaskKind, sample: Sequence[Mapping[str | None, str | None]]) -> list[str]:
+    """Return the columns of labels among those that say nothing else."""
     plain = {plain_name(name): name for name in reversed(able)}
     for name in LABEL_COLUMNS:
         if name in plain:
-            return plain[name]
-    # What names samples in another way says no label, nor does the number of a row.
-    left = [name for name in able if plain_name(name) not in PATH_COLUMNS and not _INDEX.fullmatch(name)]
+            return [plain[name]]
+    left = _unknown(able)
     if len(left) == 1:
-        return left[0]
+        return left
+    entries = {name: [(row.get(name) or "").strip() for row in sample] for name in left[:_MOST_NAMED]}
+    is_flag = ({(row.get(name) or "").strip().lower() for row in sample} <= YES | NO | BLANK for name in left)
+    if kind == "multilabel" and left and sample and all(is_flag):
+        return left
+    if kind == "classification" and len(left) == len(entries) and len(sample) >= _FEWEST_ROWS:
+        # What is the same everywhere says no class, nor does what comes but once.
+        telling = [name for name, es in entries.items() if 1 < len({*es} - {""}) < len(list(filter(None, es)))]
+        if len(telling) == 1:
+            return telling
     what = {"classification": "the class", "multilabel": "the labels", "regression": "the number"}[kind]
     if not left:
         raise TaskError(f"no column is left that could say {what}; name it with --label-column")
     # How many values tell a class from a number or a note.
-    counts = {name: len({(row.get(name) or "").strip() for row in sample} - {""}) for name in left[:_MOST_NAMED]}
+    counts = {name: len({*several} - {""}) for name, several in entries.items()}
     named = _some([f"{name} ({counts[name]})" if name in counts else name for name in left])
     raise TaskError(
-        f"it does not say which column holds {what} (in brackets its distinct values in {len(sample)} rows): {named}; "
+        f"it does not say which column holds {what} (in brackets its distinct values in "
+        f"{counted(len(sample), 'row')}): {named}; "
         "name it with --label-column"
         + (
             "; columns of 1 and 0 for each label are --kind multilabel"

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from featurecache.errors import ReportWarning, shortened
 from featurecache.store.labels import SPLIT_OF, ClassFolder, Label
+from featurecache.wording import counted
 
 
 def label_of_path(path: str, class_folder: ClassFolder = "innermost") -> Label | None:
@@ -51,7 +52,7 @@ def folder_warnings(labels: Iterable[Label]) -> Iterator[ReportWarning]:
         yield ReportWarning(
             kind="folder_classes",
             count=len(inside),
-            text=f"{len(inside)} folders of a class lie in the folder of another one, {inside[0][1]!r} in "
+            text=f"{counted(len(inside), 'folder')} of a class within the folder of another one, {inside[0][1]!r} in "
             f"{inside[0][0]!r}: {advice}",
             examples=tuple(folder for _, folder in inside),
         )
@@ -62,7 +63,8 @@ def folder_warnings(labels: Iterable[Label]) -> Iterator[ReportWarning]:
         yield ReportWarning(
             kind="folder_classes",
             count=len(shared),
-            text=f"{len(shared)} of {len(folders_of)} classes are of several folders with one name, {name!r} of "
+            text=f"{counted(len(shared), 'class', of=len(folders_of), verb='is')} of several folders with one "
+            f"name, {name!r} of "
             f"{shortened(', '.join(several))}: {advice}",
             examples=tuple(folder for several in shared.values() for folder in several),
         )

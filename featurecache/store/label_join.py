@@ -12,6 +12,7 @@ from featurecache.store.label_matching import NameMatches, is_sample_id, match_n
 from featurecache.store.labels import ClassFolder, Label, TableLabels
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
+from featurecache.wording import counted
 
 MISSING, _UNREADABLE = -1, -2
 
@@ -54,7 +55,8 @@ def rows_of_labels(
         found = {of_path[path] for of_path in in_cache if path in of_path}
         if len(found) > 1:
             raise TaskError(
-                f"{label.key!r} names different inputs in {len(found)} sources of this cache; say which with --source"
+                f"{label.key!r} names different inputs in {counted(len(found), 'source')} of this cache; say "
+                "which with --source"
             )
         if found:
             rows[index] = found.pop()
@@ -67,7 +69,10 @@ def rows_of_labels(
         rows[list(ids)] = samples.rows_of(np.frombuffer(b"".join(ids.values()), np.uint8).reshape(-1, 32))
     if (bad := np.flatnonzero(rows == _UNREADABLE)).size:
         first = listed[int(bad[0])].name
-        text = f"{bad.size} of {len(listed)} labels are for inputs that cannot be read, and are left out, first {first}"
+        text = (
+            f"{counted(bad.size, 'label', of=len(listed), verb='is')} for inputs that cannot be read, left "
+            f"out, first {first}"
+        )
         warnings.append(ReportWarning(kind="unreadable_inputs", count=int(bad.size), text=text))
     return rows.tolist()
 
@@ -77,7 +82,7 @@ def _of_key_column(column: str, names: Sequence[str], matches: NameMatches) -> l
     count, total = len(matches.paths), len(set(names))
     # In one line where all were matched in one way.
     whole = [warning for warning in matches.warnings if warning.count == count]
-    text = whole[0].text if whole else f"{count} of {total} names are in the source"
+    text = whole[0].text if whole else f"{counted(count, 'name', of=total, verb='is')} in the source"
     text = f"column {column!r} names the samples: {text}; --path-column names another"
     others = [warning for warning in matches.warnings if warning not in whole]
     return [ReportWarning(kind="path_column", count=count, text=text), *others]
@@ -101,8 +106,9 @@ def missing_error(missing: Sequence[Label], labels: TableLabels, paths: Iterable
     where = "" if labels.key_column is None else f" by the column {labels.key_column!r}"
     advice = "or pass --allow-missing" if not tried else f"or say --path-column: {tried}"
     return TaskError(
-        f"{len(missing)} of {len(labels.labels)} labels are for inputs that are not in the cache{where}, first "
-        f"{name!r}{shown}; extract them, correct the names, {advice}"
+        f"{counted(len(missing), 'label', of=len(labels.labels), verb='is')} for inputs that are not in the "
+        f"cache{where}, "
+        f"first {name!r}{shown}; extract them, correct the names, {advice}"
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from featurecache.errors import ReportWarning, TaskError, shortened
+from featurecache.wording import counted
 
 _MOST_SUFFIX = 5
 _Form = Callable[[str], str]
@@ -176,5 +177,5 @@ def _check_apart(found: dict[str, str]) -> None:
 def _warnings(how: Counter[str], examples: dict[str, str], num_names: int) -> Iterable[ReportWarning]:
     for rule, count in how.items():
         if count:
-            text = f"{count} of {num_names} names matched {rule}: {shortened(examples[rule])}"
+            text = f"{counted(count, 'name', of=num_names)} matched {rule}: {shortened(examples[rule])}"
             yield ReportWarning(kind="matched_names", count=count, text=text)

@@ -14,6 +14,7 @@ from featurecache.store.label_matching import name_of
 from featurecache.store.labels import Label
 from featurecache.store.spellings import joined_labels
 from featurecache.tables import ListField, Row, Table, to_bytes
+from featurecache.wording import counted
 
 
 @dataclass(slots=True)
@@ -154,7 +155,7 @@ class LabelRows:
             yield ReportWarning(
                 kind="unlabelled_rows",
                 count=count,
-                text=f"{count} of {self.num_rows} rows have no label and are left out{what}{advice}",
+                text=f"{counted(count, 'row', of=self.num_rows, verb='has')} no label, left out{what}{advice}",
             )
         if self.found_split:
             text = f"the column {self.found_split!r} holds nothing but names of splits, and says the split"
@@ -173,19 +174,21 @@ class LabelRows:
         ]
         num_unknown = self.targets.num_unknown_rows
         if num_unknown or sum(of_label):
-            rows = f"; {num_unknown} rows say nothing at all and are left out" if num_unknown else ""
+            rows = f"; {counted(num_unknown, 'row', verb='says')} nothing at all, left out" if num_unknown else ""
             advice = "; --blank negative or --uncertain negative where such a cell means no"
             yield ReportWarning(
                 kind="unknown_targets",
                 count=sum(of_label) + num_unknown,
-                text=f"{sum(of_label)} of {len(labels) * len(self.columns.labels)} cells are not known, and have no "
-                f"part in fitting and judging{rows}{advice if self.targets.kind == 'multilabel' else ''}",
+                text=f"{counted(sum(of_label), 'cell', of=len(labels) * len(self.columns.labels), verb='is')} not "
+                "known, and left out of "
+                f"fitting and judging{rows}{advice if self.targets.kind == 'multilabel' else ''}",
             )
         if count := self.targets.num_without_labels:
             yield ReportWarning(
                 kind="unknown_targets",
                 count=count,
-                text=f"{count} rows have no label in {self.columns.labels[0]!r}, which is taken for none of them; "
+                text=f"{counted(count, 'row', verb='has')} no label in {self.columns.labels[0]!r}, which is taken "
+                "for none of them; "
                 "--blank missing where that is not known",
             )
 
@@ -217,7 +220,10 @@ def joined_rows(labels: Sequence[Label]) -> tuple[tuple[Label, ...], list[Report
             joined += rows
     if not count:
         return tuple(labels), []
-    text = f"{count} samples have a row for each of their labels, first {shortened(example)}: they hold together"
+    text = (
+        f"{counted(count, 'sample', verb='has')} a row for each of their labels, first {shortened(example)}: "
+        "they hold together"
+    )
     return tuple(joined), [ReportWarning(kind="joined_rows", count=count, text=text)]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from featurecache.errors import TaskError
 from featurecache.store.label_matching import is_sample_id, loose_forms, match_names, name_of
 from featurecache.store.labels import Label
-from featurecache.tables import Row
+from featurecache.tables import Row, Table, first_line_is_row, sample_columns
+from featurecache.wording import counted
 
 MOST_ROWS = 10_000
 MOST_FIELDS = 1_000_000
@@ -112,8 +114,37 @@ def search_key_column(columns: Sequence[str], rows: Sequence[Row], names: Sequen
     # The nearest first, where not all are named.
     shown = sorted(matches, key=lambda match: -match.num_matched)[:_MOST_NAMED]
     more = f" and {len(matches) - _MOST_NAMED} more" if len(matches) > _MOST_NAMED else ""
-    tried = f"of {len(rows):,} rows so many name samples of the source: {', '.join(map(str, shown))}{more}"
+    tried = f"of {counted(len(rows), 'row')} so many name samples of the source: {', '.join(map(str, shown))}{more}"
     return chosen_column(matches, len(names)), tried
+
+
+def begins_with_row(table: Table, names: Sequence[str] | None) -> bool:
+    """Tell whether a table of text has no header: its first line names a file, or a sample as those below do.
+
+    Parameters
+    ----------
+    table : Table
+        As it was opened, with a header.
+    names : sequence of str, optional
+        Of the source.
+    """
+    columns = table.columns
+    # Data frames without names of columns are written with their numbers in the first line.
+    is_known = bool(sample_columns(columns)) or columns == list(map(str, range(len(columns))))
+    if table.format is None or names is None or is_known or first_line_is_row(columns):
+        return table.format is not None and first_line_is_row(columns)
+    forms = {form: column for column in columns if column for form in loose_forms(name_of(column))}
+    able = {forms[form] for name in names for form in loose_forms(name) if form in forms}
+    if not able:
+        return False
+    rows = [row for _, row in islice(table, _FIRST)]
+    entries = {column: [row.get(column) or "" for row in rows] for column in able}
+    below = match_columns(entries, names)
+    whole = match_columns({column: [column, *fields] for column, fields in entries.items()}, names)
+    return any(
+        found.num_matched == match.num_matched + 1 and found.is_apart and 2 * match.num_matched >= match.num_rows > 0
+        for match, found in zip(below, whole, strict=True)
+    )
 
 
 def names_some(labels: Sequence[Label], names: Sequence[str]) -> bool:

@@ -9,15 +9,24 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import TaskError
+from featurecache.errors import ReportWarning, TaskError
 from featurecache.specs import TaskKind, task_kind
 from featurecache.store.label_columns import NoKeyColumnError, find_columns, key_candidates
 from featurecache.store.label_entries import Reading, TargetReader
 from featurecache.store.label_join import missing_error
 from featurecache.store.label_rows import LabelRows, joined_rows
-from featurecache.store.label_search import MOST_FIELDS, MOST_ROWS, names_some, search_key_column
+from featurecache.store.label_search import MOST_FIELDS, MOST_ROWS, begins_with_row, names_some, search_key_column
 from featurecache.store.labels import TableLabels
-from featurecache.tables import Row, Table, TableError, field_of, open_table, sample_columns
+from featurecache.tables import (
+    Row,
+    Table,
+    TableError,
+    columns_of_files,
+    field_of,
+    open_table,
+    sample_columns,
+)
+from featurecache.wording import counted
 
 _SAMPLE = 200
 """Rows by which columns are told apart."""
@@ -81,8 +90,8 @@ def labels_from_csv(
     delimiter : str, optional
         Between columns; found in the first rows when left out.
     has_header : bool
-        The first row names the columns; else they are called ``1``, ``2`` and so on. Where no column holds texts, the
-        first then names the samples and the second says the label.
+        The first row names the columns; else they are called ``1``, ``2`` and so on. A first row that names a sample as
+        the others do is taken for one, with a warning, unless a column is named here.
     keep_na : bool
         NA, NaN, None and null are names of classes; else rows with them have no label, as empty ones.
     merge_spellings : bool
@@ -253,29 +262,28 @@ class LabelTable:
     has_header: bool = True
 
     def read(self, *, root: str | Path | None = None, names: Sequence[str] | None = None) -> TableLabels:
-        """Return the labels.
-
-        Parameters
-        ----------
-        root, names
-            As for `labels_from_csv`.
-
-        Raises
-        ------
-        TaskError
-            See there.
-        """
+        """Return the labels; see `labels_from_csv`."""
         options, is_text = self.options, self.options.text_column is not None
-        if not self.has_header and not is_text:
-            options = replace(options, path_column=options.path_column or "1", label_column=options.label_column or "2")
+        is_named, has_header = is_text or options.path_column is not None, self.has_header
 
         def opened() -> AbstractContextManager[Table]:
-            return open_table(self.path, raw=is_text, delimiter=self.delimiter, has_header=self.has_header)
+            return open_table(self.path, raw=is_text, delimiter=self.delimiter, has_header=has_header)
 
         try:
-            return _read(opened, options, self.path.name, f"{self.path} line", root, names)
+            if has_header and not is_named and not options.named_columns:
+                with opened() as table:
+                    has_header = not begins_with_row(table, names)
+            if not has_header and not is_named and names is None:
+                with opened() as table:
+                    of_files = columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
+                options = replace(options, path_column=of_files[0] if len(of_files) == 1 else "1")
+            found = _read(opened, options, self.path.name, f"{self.path} line", root, names)
         except TableError as error:
             raise TaskError(f"cannot read labels from {self.path}: {error}") from None
+        if has_header == self.has_header:
+            return found
+        text = "the first line names a sample as the others do and is read as a row; columns are called 1, 2 and so on"
+        return replace(found, warnings=(ReportWarning(kind="no_header", count=1, text=text), *found.warnings))
 
 
 def _opened(columns: Mapping[str, Sequence[str | None]]) -> AbstractContextManager[Table]:
@@ -365,7 +373,7 @@ def _read_rows(table: Table, options: LabelOptions, origin: str, where: str, roo
         reader.maybe_split = {name: [] for name in table.columns if name and name not in known}
     labels = reader.with_split(list(reader.labels(chain(first, rows))))
     if not labels:
-        nothing = f"says nothing of any of its {reader.num_rows} rows in {', '.join(map(repr, columns.labels))}"
+        nothing = f"says nothing in {counted(reader.num_rows, 'row')} of {', '.join(map(repr, columns.labels))}"
         nothing = nothing if reader.num_rows else "has names of columns but no rows"
         raise TaskError(f"{where.removesuffix(' line') if table.format is not None else origin} {nothing}")
     # Names of classes are entries; of labels and numbers in columns of their own, names of columns.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featurecache.errors import RequestError
+from featurecache.wording import counted
 
 # A folder name on every file system, and no option on a command line.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -55,7 +56,7 @@ def distinct_names(sets: Sequence[Mapping[str, Any]]) -> list[str]:
 def _name(document: Mapping[str, Any], several: set[str]) -> str:
     words = [str(document["tap"])]
     if document["views"]:
-        words.append(f"{document['views']} views")
+        words.append(counted(document["views"], "view"))
     return ", ".join([*words, *(str(document[key]) for key in ("dtype", "backbone") if key in several)])
 
 

@@ -90,7 +90,7 @@ class HistoryBody(Struct, frozen=True, kw_only=True):
 
 
 class SearchBody(Struct, frozen=True, kw_only=True):
-    """The result of a search, but for the fitted estimator; see `featurecache.evaluation.head_result.HeadResult`."""
+    """The result of a search, but for the fitted estimator; see `featurecache.evaluation.trained_head.HeadResult`."""
 
     head: Text
     params: dict[Text, Value]

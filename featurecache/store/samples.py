@@ -19,6 +19,7 @@ from featurecache.store.folders import ShardFolder
 from featurecache.store.schemas import SAMPLES
 from featurecache.store.shards import MappedShard
 from featurecache.text import PrefixedText, TextColumn, narrowed
+from featurecache.wording import counted
 
 Ids = NDArray[np.uint8]
 """Sample ids, ``(n, 32)`` uint8."""
@@ -64,7 +65,8 @@ class SampleTable:
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows.min() < 0 or not self.reaches(int(rows.max()))):
             raise CorruptError(
-                f"the sample table has {len(self)} rows, not row {rows.max()}: a part of samples/ is missing; "
+                f"the sample table has {counted(len(self), 'row')}, not row {rows.max()}: a part of samples/ is "
+                "missing; "
                 "restore it from a copy of the cache, or extract into a new one"
             )
         shard = np.searchsorted(self._starts, rows, side="right") - 1
@@ -164,7 +166,7 @@ class SampleTable:
         if len(rows) == 0:
             return np.zeros((0, 32), np.uint8) if name == "id" else np.zeros(0, np.uint64)
         if rows.min() < 0 or not self.reaches(int(rows.max())):
-            raise IndexError(f"the table has {len(self)} rows")
+            raise IndexError(f"the table has {counted(len(self), 'row')}")
         if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             # Neighbours in one shard are a view of its map, not a copy.
             pieces = list(self.blocks(name, int(rows[0]), int(rows[-1]) + 1))

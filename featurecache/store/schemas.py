@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from featurecache.errors import MAX_EXAMPLES, CorruptError, shortened
 from featurecache.specs import MAX_SHARD_ROWS
 from featurecache.store.commits import Commit
+from featurecache.wording import counted
 
 T = TypeVar("T", bound=Struct)
 Shape = tuple[int | str, ...]
@@ -275,7 +276,9 @@ class Schema:
                     f"and has {shortened(found)}; run `featurecache repair`"
                 )
         if lengths["n"] > self.most_rows:
-            raise CorruptError(f"{path}: {self.kind} {commit.key} has {lengths['n']} rows, more than one ever holds")
+            raise CorruptError(
+                f"{path}: {self.kind} {commit.key} has {counted(lengths['n'], 'row')}, more than one ever holds"
+            )
         for name in self.per_sample:
             # By broadcasting, which would otherwise stretch a sample to any size.
             spread, sample = commit.shard.arrays[name].shape, commit.shard.arrays["features"].shape[1:]

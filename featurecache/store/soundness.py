@@ -13,6 +13,7 @@ from featurecache.store.image_warnings import image_warnings
 from featurecache.store.precision import in_percent, storage_warning, widest
 from featurecache.store.row_runs import RowRuns
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 
 def warnings_of(feature_set: FeatureSet, rows: RowRuns | None = None) -> list[ReportWarning]:
@@ -91,5 +92,5 @@ def float32_warning(store: FeatureStore, feature_set: FeatureSet) -> ReportWarni
         kind="storage_error",
         count=1,
         text=f"the features of {feature_set.tap} are stored as float32, in twice the space, because float16 {cost} "
-        f"(measured on {record.rows} samples; --dtype float16 stores them so all the same)",
+        f"(measured on {counted(record.rows, 'sample')}; --dtype float16 stores them so all the same)",
     )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from featurecache.errors import ReportWarning
 from featurecache.specs import TaskKind
 from featurecache.store.labels import Label
+from featurecache.wording import counted
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
@@ -39,7 +40,7 @@ def merged_spellings(
     # As the first ones do, which are shown.
     is_number = _NUMBER.fullmatch(several[0][0].strip()) is not None
     difference = "that are one number" if is_number else "that differ only in case or spaces"
-    what = f"{len(several)} names are spelled in several ways {difference}, first {first}"
+    what = f"{counted(len(several), 'name', verb='is')} spelled in several ways {difference}, first {first}"
     text = f"{what}: taken for one" if merge else f"{what}: taken for different ones; --merge-spellings makes them one"
     warning = ReportWarning(
         kind="spellings", count=len(several), text=text, examples=tuple(", ".join(names) for names in several)

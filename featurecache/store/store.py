@@ -30,6 +30,7 @@ from featurecache.store.schemas import SAMPLES, SOURCE, TASK, UNITS, BackboneAbo
 from featurecache.store.task_builder import build_task
 from featurecache.store.tasks import Task, load_task, save_task
 from featurecache.store.unit_listings import PARTS
+from featurecache.wording import counted
 
 _CANNOT_MAKE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -99,7 +100,8 @@ class FeatureStore(Notes):
 
     def __repr__(self) -> str:
         sets, tasks = self.feature_sets(), self.task_names()
-        return f"FeatureStore({str(self.path)!r}: {len(self.samples)} samples, {len(sets)} feature sets, tasks {tasks})"
+        held = f"{counted(len(self.samples), 'sample')}, {counted(len(sets), 'feature set')}"
+        return f"FeatureStore({str(self.path)!r}: {held}, tasks {tasks})"
 
     def _repr_html_(self) -> str:
         columns = ["backbone", "tap", "type", "views", "rows", "fingerprint"]

@@ -21,6 +21,7 @@ from featurecache.store.samples import SampleTable
 from featurecache.store.spellings import merged_spellings
 from featurecache.store.task_splits import check_groups, check_splits, few_left_warnings, make_splits, previous_splits
 from featurecache.store.tasks import UNKNOWN, Task, known_of
+from featurecache.wording import counted
 
 
 def build_task(
@@ -82,8 +83,13 @@ def build_task(
             advice = (
                 "; if one sample may have several, say --kind multilabel" if labels.kind == "classification" else ""
             )
-            why = f"{len(merged.conflicts)} samples have several that differ, first {shortened(first)}{advice}"
-        raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
+            why = (
+                f"{counted(len(merged.conflicts), 'sample', verb='has')} several that differ, first "
+                f"{shortened(first)}{advice}"
+            )
+        raise TaskError(
+            f"no sample is left to be labelled by {counted(len(listed), 'label')} of {labels.origin}: {why}"
+        )
     task = _assemble(name, labels, merged, samples, random_state=random_state, missing=len(missing), previous=previous)
     warnings += few_left_warnings(task)
     if warnings:
@@ -115,7 +121,10 @@ def check_labels(
         They can make no task, whatever the samples; so this is done before extraction too.
     """
     if not listed:
-        raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
+        raise TaskError(
+            f"no labels from {labels.origin}: put the files in one folder per class, or name a table of labels (`run "
+            "--labels TABLE`, `task add CACHE NAME TABLE`), such as a metadata.csv or metadata.jsonl beside the images"
+        )
     warnings: list[ReportWarning] = []
     if isinstance(labels, FolderLabels) or not labels.names:  # else they are names of columns
         listed, warnings = merged_spellings(listed, labels.kind, merge=labels.merge_spellings)
@@ -125,8 +134,9 @@ def check_labels(
     without = [label.name for label in listed if label.split is None]
     if without and len(without) < len(listed):
         raise TaskError(
-            f"{len(listed) - len(without)} files have a split (train, validation, test) and {len(without)} have none, "
-            f"first {without[0]!r}; give every file a split, or none"
+            f"{counted(len(listed) - len(without), 'file', verb='has')} a split (train, validation, test), and no "
+            "split is said of "
+            f"{len(without)}, first {without[0]!r}; give every file a split, or none"
         )
     return list(listed), warnings
 
@@ -164,7 +174,8 @@ def _encode_targets(
             if isinstance(labels, FolderLabels):
                 advice = "put the files in one folder per class, or give a CSV"
             raise TaskError(
-                f"all {len(targets)} labelled files are of one class ({names[0]!r}); a task needs at least two: "
+                f"{counted(len(targets), 'labelled file', verb='is')} of one class ({names[0]!r}); a task needs "
+                "at least two: "
                 f"{advice}"
             )
         index = {label: k for k, label in enumerate(names)}
@@ -184,21 +195,22 @@ def _check_outputs(names: list[str], encoded: NDArray[Any], labels: TableLabels)
     multilabel = labels.kind == "multilabel"
     if multilabel and len(names) < 2:
         raise TaskError(
-            f"{labels.origin} has {len(names)} labels, and a task needs at least two; with one label, name it as a "
+            f"{labels.origin} has {counted(len(names), 'label')}, and a task needs at least two; with one label, "
+            "name it as a "
             "class: --kind classification"
         )
     for name, column in zip(names, encoded.T, strict=True):
         known = column[known_of(column, labels.kind)]
         if not len(known):
-            raise TaskError(f"{name!r} is not known for any of {len(column)} samples; leave it out")
+            raise TaskError(f"{name!r} is not known for any of {counted(len(column), 'sample')}; leave it out")
         if (known != known[0]).any():
             continue
         value = f"is {known[0]:g} for all"
         if multilabel:
             value = "holds for all" if known[0] else "holds for none"
-        which, advice = f"{len(known)} samples", ""
+        which, advice = counted(len(known), "sample"), ""
         if len(known) < len(column):
-            which = f"the {len(known)} samples that say so"
+            which = f"the {counted(len(known), 'sample')} where it is known"
             if multilabel:
                 advice = ", or say what a cell without 1 and 0 means: --blank negative, --uncertain negative"
         raise TaskError(f"{name!r} {value} of {which}, so nothing is to be learned; leave it out{advice}")
@@ -288,7 +300,7 @@ def _assemble(
         splits = make_splits(ids, targets, source.kind, names, groups, kept, random_state)
         if groups is not None and (len(used := np.unique(splits)) < 2 or 0 not in used):
             raise TaskError(
-                f"task {name!r} has {groups.max() + 1} groups, too few to be divided into train and test; "
+                f"task {name!r} has {counted(groups.max() + 1, 'group')}, too few to be divided into train and test; "
                 "is this the right group column?"
             )
     about: dict[str, object] = {

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from featurecache.errors import ReportWarning, TaskError
 from featurecache.hashing import digest_bytes
-from featurecache.specs import TASK_NOUNS, TaskKind
+from featurecache.specs import TASK_NOUN, TaskKind
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Ids, find_ids
 from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
 from featurecache.store.tasks import Task, class_counts, known_of
+from featurecache.wording import counted
 
 _MOST_NAMES = 5
 """In a message of one line."""
@@ -87,7 +88,8 @@ def _with_labels_in_train(
     if not splits.any():
         once = int((holds.sum(axis=0) == 1).sum())
         raise TaskError(
-            f"{once} of {holds.shape[1]} labels are of one sample each: every sample is needed to learn them, and none "
+            f"{counted(once, 'label', of=holds.shape[1], verb='is')} of one sample each: every sample is needed "
+            "to learn them, and none "
             "is left to be tested on; name fewer labels, or what stands between them with --separator"
         )
     return splits
@@ -135,7 +137,7 @@ def check_groups(groups: NDArray[np.int32], names: list[str], splits: NDArray[np
     if (torn := np.flatnonzero(lowest < highest)).size:
         k = int(torn[0])
         raise TaskError(
-            f"{torn.size} groups are in several parts, first {names[k]!r} in {SPLITS[lowest[k]]} and "
+            f"{counted(torn.size, 'group', verb='is')} in several parts, first {names[k]!r} in {SPLITS[lowest[k]]} and "
             f"{SPLITS[highest[k]]}; give all of a group one split, or leave the splits out to have them made"
         )
 
@@ -146,7 +148,8 @@ def check_splits(task: Task) -> None:
         raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
     if task.kind == "classification" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
         raise TaskError(
-            f"task {task.name!r} has one sample of each of its {len(task.classes)} classes: a head that learns from it "
+            f"task {task.name!r} has one sample of each of its {counted(len(task.classes), 'class')}: a head that "
+            "learns from it "
             "has none left to be tested on; add a second sample of each class, choose other folders or another label "
             "column, or say --kind regression of numbers"
         )
@@ -191,8 +194,9 @@ def few_left_warnings(task: Task) -> list[ReportWarning]:
     of_each = class_counts(task)
     once = sum(count == 1 for count in of_each.values())
     text = (
-        f"only {num_left} of {num_samples} samples are left to validate and test on: {once} of {len(of_each)} "
-        f"{TASK_NOUNS[task.kind]} have one sample, which is needed to learn them; name fewer, or another label column"
+        f"only {counted(num_left, 'sample', of=num_samples, verb='is')} left to validate and test on: "
+        f"{counted(once, TASK_NOUN[task.kind], of=len(of_each), verb='has')} one sample, which is needed to learn "
+        "them; name fewer, or another label column"
     )
     return [ReportWarning(kind="few_left", count=num_left, text=text)]
 

@@ -20,6 +20,7 @@ from featurecache.store.folders import ShardFolder
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Ids, Rows, SampleTable, find_ids, first_indices
 from featurecache.store.shards import MappedShard
+from featurecache.wording import counted
 
 # Of features that are read into a given array at a time: the copy in the stored type comes on top.
 _BLOCK_BYTES = 64 << 20
@@ -122,7 +123,8 @@ class Task:
         cached = np.isin(rows, features.rows)
         if not cached.all():
             raise RequestError(
-                f"{(~cached).sum()} of {len(rows)} {split} samples of task {self.name!r} have no features for tap "
+                f"{counted((~cached).sum(), f'{split} sample', of=len(rows))} of task {self.name!r} without "
+                "features for tap "
                 f"{features.tap!r}; run `featurecache extract` with this tap to add them"
             )
         good = features.usable(rows)
@@ -200,7 +202,8 @@ class Task:
         """
         if features.num_views is not None:
             raise RequestError(
-                f"tap {features.tap!r} has {features.num_views} views of each sample; take them with select_views(), "
+                f"tap {features.tap!r} has {counted(features.num_views, 'view')} of each sample; take them with "
+                "select_views(), "
                 "or the plain features with features(views=0)"
             )
         X, y = self.select_views(features, split)

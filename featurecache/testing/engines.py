@@ -22,6 +22,7 @@ from featurecache.progress import Progress, Silent
 from featurecache.sources.opening import source_spec
 from featurecache.specs import ExtractionSettings, ViewSpec
 from featurecache.store.store import FeatureStore
+from featurecache.wording import counted
 
 NUM_IMAGES, VIEWS, TAPS = 18, ViewSpec(count=2), ("default", "stem:avg")
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=5, dtype="float16")
@@ -106,7 +107,7 @@ class _AnyJob:
         return name
 
     def progress_in_words(self) -> str:
-        return f"{sum(1 for _ in self.folder.iterdir())} files"
+        return counted(sum(1 for _ in self.folder.iterdir()), "file")
 
 
 def _job(images: Path, cache: Path, taps: tuple[str, ...] = TAPS) -> ExtractionJob:

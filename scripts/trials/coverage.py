@@ -20,8 +20,15 @@ import numpy as np
 from scipy.stats import beta
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import Cells, effective_sizes, group_intervals, intervals
-from featurecache.evaluation.proportions import clopper_pearson, mid_p, wilson
+from featurecache.evaluation.intervals import (
+    Cells,
+    clopper_pearson,
+    effective_sizes,
+    group_intervals,
+    intervals,
+    mid_p,
+    wilson,
+)
 from trials.common import Options, Tally
 
 SHARES = {"2 equal": (0.5, 0.5), "10 equal": (0.1,) * 10, "80/15/5": (0.8, 0.15, 0.05)}

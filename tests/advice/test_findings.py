@@ -21,8 +21,7 @@ from featurecache.advice.what import Candidate, features_finding
 from featurecache.advice.when import transfer_finding
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.near_copies import near_copies
-from featurecache.evaluation.prediction import calibrated
-from featurecache.heads.probability import fit_temperature
+from featurecache.heads.probability import calibrated, fit_temperature
 
 
 def classes(generator: np.random.Generator, n: int, d: int, gap: float, num: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -281,7 +281,7 @@ def test_open_clip_towers(tmp_path):
     torch.save({**both, "logit_scale": torch.ones(1)}, tmp_path / "both.pth")
     loaded = load_backbone(BackboneRequest(name="open_clip:ViT-S-32-alt", weights=tmp_path / "both.pth"))
     assert loaded.identity.weights == backbone.identity.weights
-    assert "'visual.' taken off, 1 other tensors left out" in loaded.notes[0]
+    assert "'visual.' taken off, 1 other tensor left out" in loaded.notes[0]
 
 
 @pytest.mark.parametrize(

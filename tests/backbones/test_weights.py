@@ -172,7 +172,7 @@ def test_prefixes_are_found_or_named() -> None:
         return load_weights(into, checkpoint).notes[0]
 
     note = loaded(module, under("model.backbone.", tensors) | {"head.weight": torch.ones(2)})
-    assert note == "names in the weights file: prefix 'model.backbone.' taken off, 1 other tensors left out"
+    assert note == "names in the weights file: prefix 'model.backbone.' taken off, 1 other tensor left out"
     assert torch.equal(module[0].weight, tensors["0.weight"])
     wrapped = nn.ModuleDict({"encoder": module})
     assert "'encoder.' put in front" in loaded(wrapped, tensors)

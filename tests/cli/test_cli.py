@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_read_is_no_copy(make_folder: Make, tmp_path: Path
     again = source / "red" / "again.png"
     again.write_bytes((source / "red" / "000.png").read_bytes())
     _, out, _ = call("extract", source, "--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME)
-    assert "8 files, 6 samples (1 copies)" in out
+    assert "8 files, 6 samples (1 copy)" in out
 
 
 def test_an_unchanged_folder_is_recognised_without_torch(make_folder: Make, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_too_many_bad_inputs_is_status_one(make_folder: Make, tmp_path: Path, ca
     command = ["extract", source, "--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME]
     status, out, err = call(*command)
     assert status == 1
-    assert "1 of 10 inputs are bad (10.0%), the limit is 5.0%" in err
+    assert "1 of 10 inputs is bad (10.0%), the limit is 5.0%" in err
     assert "red/a.jpg: empty (the file has no bytes)" in out
     assert call(*command, "--max-bad", "0.2")[0] == 0
 

@@ -150,7 +150,7 @@ def test_cells_that_say_nothing(kind: str, make_folder: Callable[..., Path], tmp
     assert main([*run, "--head", "ridge", "--head", "knn"]) == 0
     out = capsys.readouterr().out
     assert "not known" in out
-    assert out.count("cells are not known, and have no part in fitting and judging") == 1
+    assert out.count("cells are not known, and left out of fitting and judging") == 1
     assert "cells are not known" in (tmp_path / "c" / "report.html").read_text()
     predict = ["predict", f"{cache}/heads/run", str(source), "--backbone", TINY, "--quiet", "--json"]
     assert main(predict) == 0

@@ -80,8 +80,31 @@ def test_a_submission_like_a_sample_has_its_rows_and_names(predict: Callable, tm
     (tmp_path / "sample.csv").write_text("id;label\n002;x\n009;x\n")
     status, _, err = predict("--out", tmp_path / "s.csv", "--like", tmp_path / "sample.csv")
     assert status == 2
-    assert "1 of its 2 rows are of inputs that were not named, first '009'; name their folder too" in err
+    assert "1 of 2 rows is of inputs that were not named, first '009'; name their folder too" in err
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_the_column_of_names_in_a_sample_is_told_by_its_entries(predict: Callable, tmp_path: Path) -> None:
+    sample, out = tmp_path / "sample.csv", tmp_path / "s.csv"
+    sample.write_text("Specimen No;Which\n002;?\n000;?\n")
+    status, said, err = predict("--out", out, "--like", sample)
+    assert status == 1, err
+    expected = [{"Specimen No": name, "Which": list(COLOURS)[int(name)]} for name in ("002", "000")]
+    assert rows_in(out.read_text()) == expected
+    assert "warning: the column 'Specimen No' names the inputs" in said
+    # A known name says nothing where other entries name inputs.
+    sample.write_text("id,Specimen No,label\n7,002,?\n8,000,?\n")
+    status, _, err = predict("--out", out, "--replace", "--like", sample)
+    assert (status, "the column 'id' says nothing that this head knows" in err) == (2, True)
+    for table, reason in (
+        ("one,two\n000,002\n001,000\n", "of 2 rows so many name samples of the source: 'one' 2, 'two' 2"),
+        ("one,two\nx,y\n", "of 1 row so many name samples of the source: 'one' 0, 'two' 0"),
+        ("one,000\n000,0.3\n009,0.3\n", "1 of 2 rows is of inputs that were not named, first '009'"),
+    ):
+        sample.write_text(table)
+        status, _, err = predict("--out", out, "--replace", "--like", sample)
+        assert (status, err.count("\n"), reason in err) == (2, 1, True), err
+    assert rows_in(out.read_text()) == expected
 
 
 @pytest.mark.parametrize(
@@ -122,7 +145,7 @@ def test_inputs_of_one_name_are_not_mixed_up(folder: Path, call: Call, tmp_path:
     (tmp_path / "like.csv").write_text("path,label\nc/1.png,x\n")
     status, _, err = call(*predict, "--quiet", "--out", tmp_path / "s.csv", "--like", tmp_path / "like.csv")
     assert status == 2
-    assert "are of inputs that were not named, first 'c/1.png'" in err
+    assert "1 of 1 row is of inputs that were not named, first 'c/1.png'" in err
 
 
 def test_classes_in_another_case_and_cells_that_a_spreadsheet_runs(predict: Callable, folder: Path, call: Call) -> None:
@@ -134,7 +157,7 @@ def test_classes_in_another_case_and_cells_that_a_spreadsheet_runs(predict: Call
     options = ["--backbone", TINY, *RUNTIME, "--quiet", "--csv", "--columns", "id,label"]
     _, out, err = call("predict", folder / "c" / "heads" / "h", folder / "odd", *options)
     assert rows_in(out)[0]["id"] == "'-x7"
-    assert "1 rows have a cell that a spreadsheet would run, written with an apostrophe" in err
+    assert "1 row has a cell that a spreadsheet would run, written with an apostrophe" in err
     _, out, err = call("predict", folder / "c" / "heads" / "h", folder / "odd", *options, "--raw-cells")
     assert rows_in(out)[0]["id"] == "-x7"
     assert "apostrophe" not in err

@@ -25,13 +25,11 @@ from featurecache.cli import main
 from featurecache.errors import HeadError, ReportWarning, UnknownNameError
 from featurecache.evaluation import fits, selection
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.plan import Plan
+from featurecache.evaluation.plan import Plan, Resampling, resample
 from featurecache.evaluation.processes import FitBackend
-from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.search import evaluate_head, search
-from featurecache.evaluation.summary import SweepLine
+from featurecache.evaluation.summary import COLUMNS, SweepLine, SweepRow
 from featurecache.evaluation.sweep import SweepReport, run_sweep
-from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
 from featurecache.evaluation.task_features import read_splits
 from featurecache.heads import registry
 from featurecache.heads.knn import CosineKnn

@@ -33,7 +33,7 @@ def test_the_verbs_take_a_table(table: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["run", *texts, "--label-column", "kind", *options, "--head", "ridge", "--jobs", "1"]) == 0
     out = capsys.readouterr().out
     assert "62 rows, 62 samples" in out
-    assert "1 samples are longer than the network takes: only their beginning counts" in out
+    assert "1 sample is longer than the network takes: only the beginning counts" in out
     assert "row 000000001: empty (the text has no bytes)" in out
     report = (cache / "report.html").read_text()
     assert "at most 12 tokens" in report

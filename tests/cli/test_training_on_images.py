@@ -247,7 +247,7 @@ def test_several_folders_and_files_that_moved(source: Path, cache: Path, call: C
     shutil.move(source / "red", moved / "rosso")
     both = images(cache, source, moved)
     assert len(both.rows) == 60
-    with pytest.raises(RequestError, match=r"20 of 60 images of task 'colours' are not in .*photos \(first: red/"):
+    with pytest.raises(RequestError, match=r"20 of 60 images of task 'colours' not found in .*photos \(first: red/"):
         images(cache, source)
 
 

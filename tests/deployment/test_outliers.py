@@ -50,7 +50,7 @@ def test_they_are_named_in_every_form(cache: Path, head: Path, tmp_path: Path, c
     assert (warning["count"], warning["examples"]) == (1, [second["path"]])
     _, out, err = call(*command, "--outliers", "--csv")
     assert [row["outlier"] for row in csv.DictReader(io.StringIO(out))] == ["no", "yes"]
-    assert "1 of 2 inputs are unlike all that the head was fitted on, first" in err
+    assert "1 of 2 inputs is unlike all that the head was fitted on, first" in err
     assert call(*command, "--outliers")[1].count("outlier\n") + call(*command, "--outliers")[1].count("outlier ") >= 1
     # Nothing is said of them where nobody asked.
     _, out, _ = call(*command, "--csv")

@@ -73,7 +73,7 @@ def test_the_table_and_the_figures_are_those_of_the_threshold(cache: Path, capsy
     assert main(train) == 0
     said = capsys.readouterr().out
     assert "thresholds by recall=1, chosen on the rows that chose the head: green from" in said
-    assert "1 of 1 thresholds were chosen by fewer than 20 positive samples, and are unsure" in said
+    assert "1 of 1 threshold was chosen by fewer than 20 positive samples" in said
     assert main([*train, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     (result,) = document["results"]

@@ -57,9 +57,9 @@ def test_a_class_that_nothing_is_chosen_or_reported_by(warnings_of: Warnings) ->
     assert "class_not_in_validation" in found
     assert "class_not_evaluated" not in found
     assert found["class_not_in_validation"]["examples"] == ["blue"]
-    assert "1 of 3 classes have no validation sample" in found["class_not_in_validation"]["text"]
+    assert "1 of 3 classes has no validation sample" in found["class_not_in_validation"]["text"]
     found = warnings_of([*both, *rows("blue", "train", range(5)), *rows("blue", "validation", range(7, 10))])
-    assert "1 of 3 classes have no test sample: the scores say nothing of them" in found["class_not_evaluated"]["text"]
+    assert "1 of 3 classes has no test sample: the scores say nothing of them" in found["class_not_evaluated"]["text"]
 
 
 def test_one_train_sample_of_a_class(warnings_of: Warnings) -> None:

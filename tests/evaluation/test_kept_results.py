@@ -15,9 +15,8 @@ from featurecache.cli import main
 from featurecache.deployment.kept import keep_head
 from featurecache.deployment.saved import open_head
 from featurecache.evaluation import search as searching
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.refit import is_fitted
-from featurecache.evaluation.trained_head import reported_rows
+from featurecache.evaluation.trained_head import HeadResult, reported_rows
 from featurecache.evaluation.training import TrainingReport
 from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore
@@ -194,6 +193,6 @@ def test_run_says_what_it_took_up(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "2 of 2 were fitted by an earlier training, and nothing has changed since" in out
+    assert "2 of 2 heads were fitted by an earlier training, and nothing has changed since" in out
     assert "nothing changed: the same head, setting and figures" in out
     assert "Since the training before" in (tmp_path / "c" / "report.html").read_text()

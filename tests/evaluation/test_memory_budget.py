@@ -17,7 +17,7 @@ from featurecache.errors import HeadError, RequestError
 from featurecache.evaluation import split_data as splits_module
 from featurecache.evaluation.class_measure import OfClasses
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
-from featurecache.evaluation.resampling import Resampling, resample
+from featurecache.evaluation.plan import Resampling, resample
 from featurecache.evaluation.search import evaluate_heads
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.heads.registry import find_head, list_heads

@@ -24,8 +24,7 @@ from featurecache.evaluation import table_verdicts
 from featurecache.evaluation.chosen_score import chosen_score
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.metrics import SCORES_OF_METRICS, metric_named
-from featurecache.evaluation.row_scores import average_precision, f1_rows, roc_auc
+from featurecache.evaluation.metrics import SCORES_OF_METRICS, average_precision, f1_rows, metric_named, roc_auc
 from featurecache.evaluation.search import evaluate_head, evaluate_heads
 from featurecache.evaluation.table_verdicts import compare_heads
 from featurecache.heads.head import NamedHead

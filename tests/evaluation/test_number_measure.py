@@ -9,12 +9,12 @@ import pytest
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from featurecache.evaluation.chosen_score import chosen_score
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.number_measure import OfNumbers
 from featurecache.evaluation.search import evaluate_heads
-from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
+from featurecache.evaluation.summary import COLUMNS, SweepRow
 from featurecache.evaluation.table_verdicts import compare_heads
+from featurecache.evaluation.trained_head import HeadResult
 from featurecache.heads.head import NamedHead
 from featurecache.heads.mlp import MlpRegressor
 from featurecache.heads.registry import list_heads, make_head

@@ -26,11 +26,11 @@ from sklearn.exceptions import ConvergenceWarning
 
 from featurecache.evaluation import search
 from featurecache.evaluation.fit_progress import FitSteps, watched
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.processes import FitBackend
 from featurecache.evaluation.search import evaluate_heads
 from featurecache.evaluation.sweep import SweepReport, run_sweep
+from featurecache.evaluation.trained_head import HeadResult
 from featurecache.heads.head import NamedHead
 from featurecache.heads.recorded_warnings import recorded_warnings, warnings_by_thread
 from featurecache.progress import Progress

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.errors import RequestError, TaskError
-from featurecache.evaluation.resampling import Resampling, resample
+from featurecache.evaluation.plan import Resampling, resample
 from featurecache.evaluation.split_data import SplitData
 from featurecache.store.splits import strata_of_numbers
 

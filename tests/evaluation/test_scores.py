@@ -9,8 +9,15 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.class_measure import OfClasses
-from featurecache.evaluation.intervals import Cells, effective_sizes, intervals, summaries
-from featurecache.evaluation.proportions import clopper_pearson, mid_p, wilson
+from featurecache.evaluation.intervals import (
+    Cells,
+    clopper_pearson,
+    effective_sizes,
+    intervals,
+    mid_p,
+    summaries,
+    wilson,
+)
 from featurecache.evaluation.scores import confusion, score
 
 pytestmark = pytest.mark.quick
@@ -173,7 +180,7 @@ def test_per_class_is_a_row_for_each_class():
     ("y_true", "y_pred", "message"),
     [
         ([], [], "there are no rows to score"),
-        ([0, 1], [0], "2 labels cannot be compared with 1 predictions"),
+        ([0, 1], [0], "2 labels cannot be compared with 1 prediction"),
         ([0, 3], [0, 1], r"a label is not a class index in 0\.\.2"),
         ([0, 1], [0, -1], "a prediction is not a class index"),
         ([0.0], [0], "a label is not a class index"),

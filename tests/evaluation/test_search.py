@@ -301,7 +301,7 @@ def _nan(parts):
         (
             _bad(lambda p: p.update(train=(p["train"][0], p["train"][1] * 0))),
             TaskError,
-            "all 60 train rows are of class 0",
+            "60 train rows are of class 0",
         ),
         (_bad(lambda p: p.update(test=(np.zeros((0, 8)), np.zeros(0, int)))), TaskError, "the test split has no rows"),
         (

@@ -13,8 +13,7 @@ from scipy.stats import t as student_t
 
 from featurecache.errors import RequestError
 from featurecache.evaluation.plan import Plan
-from featurecache.evaluation.summary import summarise, uncompared
-from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
+from featurecache.evaluation.summary import COLUMNS, SweepRow, summarise, uncompared
 
 MAP = {"kind": "multilabel", "measure": "mean_average_precision"}
 R2 = {"kind": "regression", "measure": "r2"}

@@ -68,7 +68,7 @@ def test_memory_that_holds_each_tap_but_not_all_leaves_no_head_out(
 def test_a_head_that_was_named_and_needs_too_much_is_refused(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featurecache.evaluation.limits._LEAST_BUDGET", 0)
+    monkeypatch.setattr("featurecache.evaluation.configuring._LEAST_BUDGET", 0)
     task, sets = store.task("colour"), [store.find(tap=TAPS[0])]
     with pytest.raises(HeadError, match=r"^head 'ridge' needs about .* GB of memory.*; choose another head, or fewer"):
         train_heads(store, task, sets, ["ridge"], memory=1, n_jobs=1)
@@ -88,7 +88,7 @@ def test_a_dear_head_is_left_out_and_said_unless_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = str(write_cache(tmp_path, per_class=12))
-    monkeypatch.setattr("featurecache.evaluation.limits.MAX_SECONDS", 0.0)
+    monkeypatch.setattr("featurecache.evaluation.configuring.MAX_SECONDS", 0.0)
     for module in ("training", "plan"):
         monkeypatch.setattr(f"featurecache.evaluation.{module}.list_heads", lambda **which: ["rbf_svm", "logistic"])
     capsys.readouterr()

@@ -86,7 +86,7 @@ def test_rows_that_are_whole_and_wrong_are_found(made: tuple) -> None:
     assert found.num_rows - found.num_identical == 2
     (problem,) = found.problems
     assert "stem=avg/float16" in problem.where
-    assert "2 of 16 rows computed again are not those stored, first: " in problem.what
+    assert "2 of 16 rows computed again are not as stored, first: " in problem.what
     assert "What has changed on this machine since: no library" in problem.what
 
 

@@ -89,7 +89,7 @@ def test_info_says_what_the_source_holds_now(made: tuple, capsys: pytest.Capture
     said = capsys.readouterr().out
     assert "since it was extracted: 2 added, 1 edited, 1 renamed, 1 copied, 1 removed" in said
     assert f"{TINY} pre_logits:none float16: 10 of 12 samples cached" in said
-    assert "2 samples of the cache are in no source any more" in said
+    assert "no source holds 2 samples of the cache any more" in said
     assert main(["info", str(store.path), "--source", str(source), "--json"]) == 0
     now = json.loads(capsys.readouterr().out)["now"]
     assert (now["added"], now["removed"], now["cached"][0]["samples"], now["orphaned_samples"]) == (2, 1, 10, 2)

@@ -85,11 +85,11 @@ def test_the_summary_says_what_is_left_out_and_what_comes_next(make_folder: Make
     (source / "red" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     status, out, error = call("scan", source, "--quiet")
     assert status == 1
-    assert error.startswith("featurecache: 1 of 4 inputs are bad (25.0%), the limit is 5.0%")
+    assert error.startswith("featurecache: 1 of 4 inputs is bad (25.0%), the limit is 5.0%")
     assert "4 files, 3 samples\n3 read, 3 samples are new to the cache" in out
     assert "1 cannot be read, and will have no features:\n  red/gone.png: " in out
-    assert "1 other files left out by their name: 1 .txt" in out
-    assert out.splitlines()[-1].startswith("warning: 1 file left out by its name: 1 .svs")
+    assert "1 other file left out by name: 1 .txt" in out
+    assert out.splitlines()[-1].startswith("warning: 1 file left out by name: 1 .svs")
     status, out, error = call("scan", source, "--json", "--max-bad", "0.5")
     found = json.loads(out)
     assert (status, error, found["cache"]) == (0, "", str(tmp_path / "photos.cache"))

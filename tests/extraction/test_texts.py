@@ -84,7 +84,7 @@ def test_features_equal_a_loop_of_one_text_at_a_time(encoder: Path, tmp_path: Pa
 def test_equal_texts_are_one_sample_and_an_edited_row_is_a_new_one(encoder: Path, tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.csv", ["the cat", "a dog", "the cat", "The cat"])
     report = run(table, tmp_path / "c", encoder)
-    assert (report.num_files, report.num_samples, report.num_extracted, report.noun) == (4, 3, 3, "rows")
+    assert (report.num_files, report.num_samples, report.num_extracted, report.noun) == (4, 3, 3, "row")
     assert report.store.samples.ids[0].tobytes() == sha256(b"the cat").digest()
     assert run(table, tmp_path / "c", encoder).num_extracted == 0
     write_table(table, ["the cat", "a bird", "the cat", "The cat", "a river"])
@@ -207,7 +207,7 @@ def test_two_labels_of_one_text_are_left_out_and_named(encoder: Path, tmp_path: 
     task = store.add_task("t", fc.labels_from_csv(table, text_column="text"))
     assert task.about["conflicts"] == [{"row 000000013": "a", "row 000000014": "b"}]
     other = write_table(tmp_path / "other.csv", ["unheard", *texts[:4]], label=["a", "b", "a", "b", "a"])
-    with pytest.raises(TaskError, match="1 of 5 labels are for inputs that are not .*, first 'row 000000001'"):
+    with pytest.raises(TaskError, match="1 of 5 labels is for inputs that are not .*, first 'row 000000001'"):
         store.add_task("other", fc.labels_from_csv(other, text_column="text"))
 
 

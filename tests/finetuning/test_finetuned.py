@@ -16,9 +16,9 @@ from featurecache.finetuning.factories import layer_factory
 from featurecache.finetuning.library import LIBRARY, make_body
 from featurecache.heads.encoding import decode_estimator, encode_estimator
 from featurecache.heads.fitting import fit_estimator
-from featurecache.heads.gradient.augmentation import AUGMENTATIONS
 from featurecache.heads.gradient.datasets import Draw, InputDataset
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
+from featurecache.heads.gradient.layer_training import AUGMENTATIONS
 from featurecache.heads.gradient.trainable import TrainableLayers
 from featurecache.heads.gradient.training import Schedule
 

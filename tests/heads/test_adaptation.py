@@ -89,7 +89,7 @@ def test_what_cannot_be_done_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, target, _ = domains()
     with pytest.raises(RequestError, match="unknown way to adapt 'magic'; known: auto, source, standardize"):
         fit_adaptation("magic", X, y, target)
-    with pytest.raises(RequestError, match="the target domain has 1 samples with features; adapting takes two"):
+    with pytest.raises(RequestError, match="the target domain has 1 sample with features; adapting takes two"):
         fit_adaptation("coral", X, y, target[:1])
     monkeypatch.setattr(adaptation, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"POT, which --adapt transport needs, is not inst.*pip install"):

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from featurecache.evaluation.limits import reason_to_leave_out
+from featurecache.evaluation.configuring import reason_to_leave_out
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.head import MAX_SECONDS
 from featurecache.heads.registry import find_head, list_heads

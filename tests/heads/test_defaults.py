@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from featurecache.evaluation.bootstrap import weights_of_resamples
 from featurecache.evaluation.comparison import compare
 from featurecache.evaluation.memory_budget import MemoryBudget
-from featurecache.evaluation.resampling import Resampling, resample
+from featurecache.evaluation.plan import Resampling, resample
 from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import fold_numbers
 from featurecache.evaluation.split_data import SplitData

@@ -98,5 +98,5 @@ def test_iteration_limit_is_raised_then_reported():
 
 
 def test_a_refusal_names_the_head():
-    with pytest.raises(HeadError, match=r"head 'ridge' cannot be fitted on 2 rows of 1 features in 2 classes: .*NaN"):
+    with pytest.raises(HeadError, match=r"head 'ridge' cannot be fitted on 2 rows of 1 feature in 2 classes: .*NaN"):
         fit_estimator(make_head("ridge"), np.array([[1.0], [np.nan]]), np.array([0, 1]), name="ridge")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import HeadError
-from featurecache.evaluation.head_result import HeadResult
 from featurecache.evaluation.search import evaluate_head
+from featurecache.evaluation.trained_head import HeadResult
 from featurecache.heads.head import NamedHead
 from featurecache.heads.preparation import directions, own_units
 from featurecache.heads.registry import find_head, make_head

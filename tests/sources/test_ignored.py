@@ -70,7 +70,7 @@ def test_every_file_is_counted_and_what_is_missed_is_told_from_notes(folder: Pat
     assert (found.folders, found.num_folders, found.count) == (("birds", "fish"), 2, 16)
     (warning,) = found.warnings()
     assert (warning.kind, warning.count, len(warning.examples)) == ("ignored_files", 8, 5)
-    assert warning.text.startswith("8 files left out by their name: 2 .nef, 1 without suffix, 1 .1, ")
+    assert warning.text.startswith("8 files left out by name: 2 .nef, 1 without suffix, 1 .1, ")
     assert warning.text.endswith("; 2 class folders have no image: 'birds', 'fish'")
     assert "give them that of their format, e.g. .jpg" in warning.text
 
@@ -134,7 +134,7 @@ def test_no_picture_is_seen_where_none_is(tmp_path: Path) -> None:
 def test_a_folder_of_nothing_but_other_pictures_says_which(tmp_path: Path) -> None:
     put(tmp_path, "1.cr3", "2.cr3", "notes.txt")
     for call in (Entries.of, check_source):
-        with pytest.raises(SourceError, match="holds no images; .*; 2 files left out by their name: 2 .cr3"):
+        with pytest.raises(SourceError, match="holds no images; .*; 2 files left out by name: 2 .cr3"):
             call(FolderSource(tmp_path))
 
 
@@ -151,7 +151,7 @@ def test_a_million_suffixes_make_no_record_too_long(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_every_verb_says_it_and_the_cache_keeps_it(folder: Path, tmp_path: Path, call: Call) -> None:
-    cache, said = tmp_path / "c", "8 files left out by their name: 2 .nef"
+    cache, said = tmp_path / "c", "8 files left out by name: 2 .nef"
     status, out, _ = call("run", folder, "--cache", cache, "--backbone", TINY, "--head", "ridge", "--json", *RUNTIME)
     assert (status, [w["kind"] for w in json.loads(out)["warnings"]].count("ignored_files")) == (0, 1)
     for words in (["extract", folder, "--cache", cache, "--backbone", TINY, *RUNTIME], ["info", cache]):
@@ -169,9 +169,9 @@ def test_every_verb_says_it_and_the_cache_keeps_it(folder: Path, tmp_path: Path,
     warnings = json.loads(call(*predict, "--json")[1])["warnings"]
     assert [(w["kind"], w["count"]) for w in warnings] == [("ignored_files", 8)]
     (folder / "birds" / "a.nef").unlink()
-    assert "7 files left out by their name" in call("info", cache, "--source", folder)[1]
+    assert "7 files left out by name" in call("info", cache, "--source", folder)[1]
     assert call("extract", folder, "--cache", cache, "--backbone", TINY, *RUNTIME)[0] == 0
-    assert "7 files left out by their name" in call("info", cache)[1]
+    assert "7 files left out by name" in call("info", cache)[1]
 
 
 def test_predict_names_images_that_became_flat(tmp_path: Path, folder: Path, call: Call) -> None:
@@ -237,5 +237,5 @@ def test_without_pillow_heif_the_line_that_brings_it_is_given(tmp_path: Path) ->
         "print(Entries.of(FolderSource(sys.argv[1])).ignored.warnings()[0].text)"
     )
     said = subprocess.run([sys.executable, "-c", code, source], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("3 files left out by their name: 2 .heic, 1 .heif (HEIC is read with: pip install ")
+    assert said.startswith("3 files left out by name: 2 .heic, 1 .heif (HEIC is read with: pip install ")
     assert "class folder 'birds' has no image" in said

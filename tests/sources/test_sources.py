@@ -15,7 +15,7 @@ from conftest import image_bytes, tar_bytes, write_image
 
 from featurecache.errors import RequestError, SourceError
 from featurecache.sources.decoding.arrays import array_bytes
-from featurecache.sources.opening import SourceSpec, open_source, source_spec
+from featurecache.sources.opening import SourceSpec, open_source, source_spec, table_options
 from featurecache.testing import SourceContract
 
 
@@ -155,3 +155,14 @@ def test_a_column_of_names_of_files_is_the_source_whatever_it_is_called(tmp_path
         open_source(tmp_path / "two.csv")
     with pytest.raises(RequestError, match="none of the columns stars, where it is, note, small is known to name"):
         open_source(frame)
+
+
+@pytest.mark.parametrize("lines", ["{name},red", "red,{name}", "{number},{name},red"])
+def test_a_table_of_paths_without_a_header_names_its_first_picture_too(tmp_path: Path, lines: str) -> None:
+    names = [f"photos/{number}.png" for number in range(4)]
+    text = "\n".join(lines.format(name=name, number=number) for number, name in enumerate(names))
+    (tmp_path / "t.csv").write_text(text)
+    for spec in (source_spec(tmp_path / "t.csv"), source_spec(tmp_path / "t.csv", has_header=False)):
+        source = open_source(spec)
+        assert [entry.name for unit in source.units() for entry in source.list(unit)] == names
+    assert table_options(source)[-1] == "--no-header"

@@ -185,7 +185,7 @@ def test_missing_and_bad_rows_are_named(tmp_path: Path) -> None:
     features = Features("t:avg", "float16", folder)
     assert features.bad == {1: ("undecodable", "a reason")}
     assert features.usable(np.array([0, 1, 2, 3])).tolist() == [True, False, True, False]
-    with pytest.raises(RequestError, match=r"2 rows \(first: 3\) are not cached for tap 't:avg'; run"):
+    with pytest.raises(RequestError, match=r"tap 't:avg' lacks 2 rows, first 3; run"):
         features.read(np.array([0, 3, 4]))
     for wanted in ([0, 1], [2, 1, 0]):
         with pytest.raises(InputError, match=r"row 1 has no features \(a reason\); drop bad rows"):
@@ -193,7 +193,7 @@ def test_missing_and_bad_rows_are_named(tmp_path: Path) -> None:
     commit_rows(folder, [5, 6])
     features = Features("t:avg", "float16", folder)
     for wanted in ([2, 3, 4, 5, 6], [6, 7], [4, 5], [-1, 0]):
-        with pytest.raises(RequestError, match="are not cached for tap 't:avg'"):
+        with pytest.raises(RequestError, match="tap 't:avg' lacks"):
             features.read(np.array(wanted))
     assert features.read([5, 6]).shape == (2, 3)
     nothing = Features("t:avg", "float16", ShardFolder(tmp_path / "none"))

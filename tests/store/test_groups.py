@@ -97,7 +97,7 @@ def test_given_splits_that_tear_a_group_are_refused(tmp_path):
 
 def test_too_few_groups(tmp_path):
     store = make_store(tmp_path, FILES)
-    with pytest.raises(TaskError, match="task 't' has 1 groups, too few to be divided into train and test; is this"):
+    with pytest.raises(TaskError, match="task 't' has 1 group, too few to be divided into train and test; is this"):
         store.add_task("t", labelled(lambda k: "the only one"))
 
 

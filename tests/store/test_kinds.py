@@ -115,7 +115,7 @@ def test_copies_that_differ_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "values", "options", "message"),
     [
-        (["tags"], [["a"], ["a"]], {"kind": "multilabel"}, "has 1 labels, and a task needs at least two"),
+        (["tags"], [["a"], ["a"]], {"kind": "multilabel"}, "has 1 label, and a task needs at least two"),
         (["tags"], [[""], [""]], {"kind": "multilabel"}, "has 0 labels"),
         (["tags"], [["a;b"], ["a"]], {"kind": "multilabel"}, "'a' holds for all of 2 samples"),
         (["a", "b"], [["1", "maybe"], ["0", "1"]], {"kind": "multilabel"}, "line 2: the b is neither 1 nor 0: 'maybe'"),
@@ -190,7 +190,7 @@ def test_what_a_table_does_not_say_is_not_known(tmp_path):
     (warning,) = again.warnings()
     count = sum(unknown.values())
     assert warning.text.startswith(f"{count} of {2 * len(task.ids)} cells are not known")
-    assert f"{silent} rows say nothing at all and are left out" in warning.text
+    assert f"{silent} rows say nothing at all, left out" in warning.text
     no = labels_from_csv(path, **options, blank="negative", uncertain="positive")
     assert [label.unknown for label in no.labels] == [()] * len(FILES)
     assert no.labels[2].label == "b"
@@ -225,7 +225,7 @@ def test_copies_know_together_what_one_of_them_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("column", "options", "message"),
     [
-        (["1", "", "1", "-1"], {}, "'a' holds for all of the 2 samples that say so, .*--uncertain negative"),
+        (["1", "", "1", "-1"], {}, "'a' holds for all of the 2 samples where it is known, .*--uncertain negative"),
         (["", "", "?", "u"], {}, "'a' is not known for any of 4 samples; leave it out"),
         (["1", "maybe", "0", "0"], {}, "line 3: the a is neither 1 nor 0: 'maybe'"),
     ],
@@ -364,7 +364,7 @@ def test_a_row_for_each_label_says_what_a_list_says(tmp_path):
 def test_several_classes_of_one_sample_are_said(tmp_path):
     rows = [["000.jpg", kind] for kind in ("Dead", "Alive", "Dead")]
     path = table(tmp_path / "t.csv", ["path", "label"], rows)
-    said = "1 samples have several that differ, first 000.jpg is Dead and Alive; if one sample may have several"
+    said = "1 sample has several that differ, first 000.jpg is Dead and Alive; if one sample may have several"
     with pytest.raises(TaskError, match=said):
         add(tmp_path, labels_from_csv(path))
 

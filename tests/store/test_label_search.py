@@ -62,6 +62,34 @@ def targets(task: Task) -> dict[bytes, str]:
     return {row.tobytes(): task.classes[y] for row, y in zip(task.ids, task.labels.tolist(), strict=True)}
 
 
+@pytest.mark.parametrize("first", ["without suffix", "as in the source", "below another root"])
+@pytest.mark.parametrize("says", [True, False], ids=["--no-header", "nothing said"])
+def test_a_table_without_a_header_loses_no_row(store: FeatureStore, tmp_path: Path, first: str, says: bool) -> None:
+    form, names = WRITTEN[first][0], store.listings.names(None)
+    table = tmp_path / "t.csv"
+    # The number of the row, which is no class, stands before; where it is the only other column, that is one.
+    for columns in (["label", "name"], ["name", "label"], ["name", "label", "number"]):
+        rows = [{"label": str(k % 3), "name": form(path), "number": f"n{k}"} for k, path in enumerate(FILES)]
+        table.write_text("\n".join(",".join(row[column] for column in columns) for row in rows))
+        found = labels_from_csv(table, has_header=not says, names=names)
+        assert [label.label for label in found.labels] == [str(k % 3) for k in range(60)]
+        assert [warning.kind for warning in found.warnings] == ([] if says else ["no_header"])
+        assert len(task_of(store, found).ids) == 60
+    # Three columns, of which neither other one stands behind the name.
+    table.write_text("\n".join(f"{k % 3},x{k % 5},{form(path)}" for k, path in enumerate(FILES)))
+    with pytest.raises(TaskError, match=r"which column holds the class .*: 1 \(3\), 2 \(5\); name it with --label-"):
+        labels_from_csv(table, has_header=not says, names=names)
+
+
+def test_a_first_line_that_may_be_a_header_is_one(store: FeatureStore, tmp_path: Path) -> None:
+    names, table = [f"{k}.png" for k in range(60)], tmp_path / "t.csv"
+    # As a data frame without names of columns is written, and where the name of a column is that of a sample.
+    for header in ("0,1", "path,0", "5,thing"):
+        table.write_text("\n".join([header, *(f"{k},{k % 3}" for k in range(60))]))
+        assert len(labels_from_csv(table, names=names).labels) == 60
+    table.write_text("\n".join(["thing", *(f"{k}.png,{k % 3}" for k in range(60))]))
+
+
 @pytest.mark.parametrize("way", WRITTEN)
 def test_the_column_that_names_the_samples_is_found_by_its_entries(
     store: FeatureStore, tmp_path: Path, way: str

@@ -134,12 +134,23 @@ def test_a_sheet_of_excel_says_the_same(store: FeatureStore, tmp_path: Path) -> 
 
 def test_a_table_without_a_header(store: FeatureStore, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(written(PLAIN))
-    with pytest.raises(TaskError, match="the first line looks like a row and not like names of columns: 0000f3.jpg"):
-        labels_from_csv(tmp_path / "t.csv")
-    assert as_dict(added(store, labels_from_csv(tmp_path / "t.csv", has_header=False)), store) == CLASSES
-    (tmp_path / "turned.csv").write_bytes(written([[label, path] for path, label in PLAIN]))
+    for path, rows in (("t.csv", PLAIN), ("turned.csv", [[label, path] for path, label in PLAIN])):
+        (tmp_path / path).write_bytes(written(rows))
+        assert as_dict(added(store, labels_from_csv(tmp_path / path, has_header=False)), store) == CLASSES
+        found = labels_from_csv(tmp_path / path)
+        assert as_dict(added(store, found), store) == CLASSES
+        assert [warning.kind for warning in found.warnings] == ["no_header"]
+        # Where a column is named, its name stands in the first line.
+        with pytest.raises(TaskError, match="unknown column 'file'"):
+            labels_from_csv(tmp_path / path, path_column="file")
     turned = labels_from_csv(tmp_path / "turned.csv", has_header=False, path_column="2", label_column="1")
     assert as_dict(added(store, turned), store) == CLASSES
+    book = pytest.importorskip("openpyxl").Workbook()
+    for row in PLAIN:
+        book.active.append(row)
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(TaskError, match="the first line looks like a row and not like names of columns: 0000f3.jpg"):
+        labels_from_csv(tmp_path / "t.xlsx")
 
 
 def test_letters_of_a_german_spreadsheet_are_read_and_told(store: FeatureStore, tmp_path: Path) -> None:
@@ -206,8 +217,7 @@ def test_rows_without_a_label_are_counted(store: FeatureStore, tmp_path: Path) -
     (warning,) = labels.warnings
     assert (warning.kind, warning.count) == ("unlabelled_rows", 3)
     assert warning.text == (
-        "3 of 27 rows have no label and are left out (empty: 1, 'NaN': 1, 'None': 1); --keep-na if these are names of "
-        "classes"
+        "3 of 27 rows have no label, left out (empty: 1, 'NaN': 1, 'None': 1); --keep-na if these are names of classes"
     )
     kept = labels_from_csv(tmp_path / "t.csv", keep_na=True)
     assert len(kept.labels) == 26
@@ -317,7 +327,7 @@ def test_labels_of_files_that_cannot_be_read_are_left_out_aloud(tmp_path: Path) 
     task = store.add_task("t", labels_from_mapping(labels))
     assert len(task.ids) == 8
     assert [warning.text for warning in task.warnings()] == [
-        "1 of 9 labels are for inputs that cannot be read, and are left out, first bad.jpg"
+        "1 of 9 labels is for inputs that cannot be read, left out, first bad.jpg"
     ]
 
 
@@ -498,3 +508,36 @@ def test_quotes_that_are_letters_are_told(store: FeatureStore, tmp_path: Path) -
     task = store.add_task("quotes", labels_from_csv(tmp_path / "t.tsv"), replace=True)
     assert len(task.ids) == len(NAMES)
     assert [warning["kind"] for warning in task.about["warnings"]] == ["quotes"]
+
+
+def test_the_class_is_told_from_what_is_the_same_everywhere_or_comes_once(store: FeatureStore, tmp_path: Path) -> None:
+    rows = [[str(k), path, label, "2026", f"{k / 7:.3f}", str(k % 5)] for k, (path, label) in enumerate(PLAIN)]
+    header = ["#", "photo", "seen", "year", "length", "fold"]
+    (tmp_path / "t.csv").write_bytes(written(rows, header))
+    found = labels_from_csv(tmp_path / "t.csv")
+    assert as_dict(added(store, found), store) == CLASSES
+    assert [warning.text for warning in found.warnings] == [
+        "'year', 'length' are not looked at, as 'seen' says the label"
+    ]
+    # Two columns whose values come again leave it open, and so do few rows.
+    (tmp_path / "t.csv").write_bytes(written([[*row, "xyz"[k % 3]] for k, row in enumerate(rows)], [*header, "odd"]))
+    with pytest.raises(TaskError, match=r"does not say which column holds the class .*seen \(3\).*odd \(3\)"):
+        labels_from_csv(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes(written(rows[:9], header))
+    with pytest.raises(TaskError, match="does not say which column holds the class"):
+        labels_from_csv(tmp_path / "t.csv")
+
+
+def test_columns_of_yes_and_no_are_labels(store: FeatureStore, tmp_path: Path) -> None:
+    classes = sorted(set(CLASSES.values()))
+    rows = [[path, *(str(int(label == name)) for name in classes)] for path, label in PLAIN]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["image_name", *classes]))
+    assert labels_from_csv(tmp_path / "t.csv", kind="multilabel").names == tuple(classes)
+
+
+@pytest.mark.parametrize("header", [None, ["path", "label"]], ids=["no header", "header"])
+def test_a_list_of_images_with_spaces(store: FeatureStore, tmp_path: Path, header: list[str] | None) -> None:
+    lines = [f"{path} {label.replace(' ', '-')}" for path, label in PLAIN]
+    (tmp_path / "train.txt").write_text("\n".join([*([" ".join(header)] if header else []), *lines]))
+    found = labels_from_csv(tmp_path / "train.txt")
+    assert as_dict(added(store, found), store) == {path: label.replace(" ", "-") for path, label in CLASSES.items()}

@@ -179,14 +179,17 @@ def test_ids_serve_as_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a/1.jpg": "1", "a/2.jpg": "2"}, r"all 2 labelled files are of one class \('a'\); a task needs at least two"),
-        ({"1.jpg": "1", "2.jpg": "2"}, "no labels from folders: put the files in one folder per class, or give a CSV"),
+        ({"a/1.jpg": "1", "a/2.jpg": "2"}, r"2 labelled files are of one class \('a'\); a task needs at least two"),
+        (
+            {"1.jpg": "1", "2.jpg": "2"},
+            "no labels from folders: put the .* or name a table of labels .*, such as a metadata.csv",
+        ),
         (
             {"train/a/1.jpg": "1", "train/b/1.jpg": "2"},
             "all labels have the split train; add a validation or test part",
         ),
         ({"test/a/1.jpg": "1", "test/b/1.jpg": "2"}, "has no train part"),
-        ({"train/a/1.jpg": "1", "b/1.jpg": "2"}, "1 files have a split .* and 1 have none, first 'b/1.jpg'"),
+        ({"train/a/1.jpg": "1", "b/1.jpg": "2"}, "1 file has a split .*, and no split is said of 1, first 'b/1.jpg'"),
         (
             {"train/a/1.jpg": "1", "train/b/1.jpg": "2", "test/c/1.jpg": "3"},
             "'c' occurs in the test part but never in train",
@@ -203,7 +206,7 @@ def test_labels_for_unknown_files_are_refused_or_skipped(tmp_path: Path) -> None
     labels = table(**{"0.jpg": "a", "1.jpg": "b", "2.jpg": "a", "nine.jpg": "b"})
     with pytest.raises(
         TaskError,
-        match=r"1 of 4 labels are for inputs that are not in the cache, first 'nine.jpg' .*'0.jpg'\); extract",
+        match=r"1 of 4 labels is for inputs that are not in the cache, first 'nine.jpg' .*'0.jpg'\); extract",
     ):
         store.add_task("t", labels)
     assert store.add_task("t", labels, allow_missing=True).about["num_missing"] == 1
@@ -230,11 +233,10 @@ def test_unknown_task_names_the_nearest(tmp_path: Path) -> None:
             "where,label\nx1,a\n",
             "a column that names the samples, .*; it has: where, label; name it with --path",
         ),
-        ("1.jpg,a\n2.jpg,b\n", "the first line looks like a row .*: 1.jpg, a; say --no-header if"),
         ("path:label\n1.jpg:a\n", "it has one column, 'path:label', .*; if something unusual .* with --delimiter"),
         ("path,label,label\n1.jpg,a,b\n", "2 columns are called 'label'; give them names of their own"),
         ("path,label\n", "has names of columns but no rows"),
-        ("path,label\n1.jpg,\n2.jpg,NA\n", "says nothing of any of its 2 rows in 'label'"),
+        ("path,label\n1.jpg,\n2.jpg,NA\n", "says nothing in 2 rows of 'label'"),
         ("path,label,is_valid\n1.jpg,a,perhaps\n", "line 2: the is_valid is neither yes nor no: 'perhaps'"),
         ("path,label\n,a\n", "line 2: the path is empty"),
         ("path,label,split\n1.jpg,a,old\n", "line 2: unknown split 'old'; use train, validation or test"),
@@ -303,7 +305,7 @@ def test_a_folder_is_found_however_it_is_written(tmp_path: Path, monkeypatch: py
 def test_labels_of_which_none_is_left(tmp_path):
     store = make_store(tmp_path, {"a.jpg": "one", "b.jpg": "one"})
     with pytest.raises(
-        TaskError, match=r"by 2 labels of test: 1 samples have several that differ, first a.jpg is cat, b.jpg is dog"
+        TaskError, match=r"by 2 labels of test: 1 sample has several that differ, first a.jpg is cat, b.jpg is dog"
     ):
         store.add_task("t", table(**{"a.jpg": "cat", "b.jpg": "dog"}))
     with pytest.raises(TaskError, match=r"none is of an input in the cache"):

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,27 @@ def test_ctrl_c_ends_it_without_a_traceback(whole: Path, tmp_path: Path) -> None
     watching.send_signal(signal.SIGINT)
     _, error = watching.communicate(timeout=60)
     assert (watching.returncode, error) == (130, "featurecache: stopped; nothing was changed\n")
+
+
+def test_it_ends_where_nobody_is_at_work_any_more(
+    whole: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featurecache.cli.ls._IDLE_SECONDS", 0.2)
+    cache = Path(shutil.copytree(whole, tmp_path / "c"))
+    commit = next(cache.glob("features/*/*/*/commits/*.json"))
+    commit.rename(tmp_path / "later")
+    status, out, error = call("ls", cache, "--watch", "--interval", "0.05")
+    assert (status, len(out.splitlines()) > 2, error.count("\n")) == (1, True, 1)
+    assert re.search(r"nobody has been at work for .*float16 \(\w+\) lacks 5 rows; run the same `featurecache", error)
+    # Who is longer at a shard is waited for.
+    with ExitStack() as leases, ThreadPoolExecutor() as pool:
+        leases.enter_context(Leases(next(cache.glob("features/*")) / "leases").hold("000000000000"))
+        watching = pool.submit(call, "ls", cache, "--watch", "--interval", "0.05")
+        time.sleep(0.6)
+        is_waiting = not watching.done()
+        (tmp_path / "later").rename(commit)
+        leases.close()
+        assert (is_waiting, watching.result()[0]) == (True, 0)
 
 
 def test_a_look_reads_what_is_new_and_writes_nothing(

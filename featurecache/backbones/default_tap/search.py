@@ -33,7 +33,7 @@ class Found:
 
     def notes(self) -> list[str]:
         if self.paths:
-            return [f"{', '.join(self.paths)} taken for the output layer{'s' if len(self.paths) > 1 else ''}"]
+            return [f"{', '.join(self.paths)} taken for the output {'layer' if len(self.paths) == 1 else 'layers'}"]
         if (tap := self.default.tap or "").endswith(INPUT_OF):
             layer = tap.removesuffix(INPUT_OF)
             return [

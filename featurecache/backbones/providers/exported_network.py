@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.export.unflatten import InterpreterModule, InterpreterModuleDispatcher, UnflattenedModule
 
 from featurecache.errors import BackboneError, first_line
+from featurecache.wording import counted
 
 _DYNAMIC = 'dynamic_shapes=({0: torch.export.Dim("batch")},)'
 # What the root keeps of the program besides graph and tensors: it is needed to unflatten, and hard to copy.
@@ -245,8 +246,8 @@ def _side_of_images(name: str, program: ExportedProgram) -> int | None:
                             ".eval() on the network, then export it again")  # fmt: skip
     inputs = [node.meta["val"] for node in program.graph.nodes if node.name in signature.user_inputs]
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-        raise BackboneError(f"{name} takes {len(signature.user_inputs)} inputs; export a network that takes one batch "
-                            "of images")  # fmt: skip
+        found = counted(len(signature.user_inputs), "input")
+        raise BackboneError(f"{name} takes {found}; export a network that takes one batch of images")
     shape: list[Any] = list(inputs[0].shape)  # symbols stand for what may vary
     sizes = [size if isinstance(size, int) else None for size in shape]
     if inputs[0].dtype != torch.float32 or len(sizes) != 4 or sizes[1] != 3:
@@ -258,7 +259,7 @@ def _side_of_images(name: str, program: ExportedProgram) -> int | None:
     batch, _, height, width = sizes
     if batch is not None:
         raise BackboneError(
-            f"{name} takes batches of {batch} images only; export it for any number: "
+            f"{name} takes batches of {counted(batch, 'image')} only; export it for any number: "
             f"torch.export.export(network, (torch.zeros(2, 3, 224, 224),), {_DYNAMIC})"
         )
     if height and width and height != width:

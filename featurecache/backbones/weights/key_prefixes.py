@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from featurecache.backbones.weights.checkpoints import TOP, Checkpoint
 from featurecache.errors import ReportWarning, WeightsError
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -253,7 +254,7 @@ def _warn_of_averages(checkpoint: Checkpoint, found: list[Candidate], num_needed
 def _note(chosen: Candidate, num_left_out: int) -> str:
     done = [f"prefix {chosen.prefix!r} taken off"] if chosen.prefix else []
     done += [f"prefix {chosen.front!r} put in front"] if chosen.front else []
-    done += [f"{num_left_out} other tensors left out"] if num_left_out else []
+    done += [f"{counted(num_left_out, 'other tensor')} left out"] if num_left_out else []
     return ", ".join(done)
 
 

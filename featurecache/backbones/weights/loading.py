@@ -13,6 +13,7 @@ from featurecache.backbones.weights.file_formats import differing_digest
 from featurecache.backbones.weights.key_prefixes import choose_tensors, fits
 from featurecache.errors import ReportWarning, WeightsError
 from featurecache.hashing import digest_file
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -133,7 +134,8 @@ def check_finite(module: nn.Module, what: str) -> None:
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
         raise WeightsError(
-            f"weights of {what} hold NaN or infinity in {len(bad)} of {len(tensors)} tensors ({_first(bad)}): the "
+            f"weights of {what} hold NaN or infinity in {counted(len(bad), 'tensor', of=len(tensors))} "
+            f"({_first(bad)}): the "
             "training that made them diverged; take a checkpoint from before that"
         )
 

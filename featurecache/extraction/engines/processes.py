@@ -20,6 +20,7 @@ from featurecache.machine import let_threads_sleep, num_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS, ExtractionSettings
 from featurecache.stopping import remove_temporary, stops_cleanly
+from featurecache.wording import counted
 
 _SECONDS_TO_END = 2.5
 """Less than `featurecache.stopping` gives this process to put things in order."""
@@ -52,7 +53,8 @@ class ProcessesEngine:
         cores = num_cores() // len(slots)
         if not cores:
             raise RequestError(
-                f"{len(slots)} processes on {num_cores()} cores wait for each other; ask for fewer with --processes"
+                f"{counted(len(slots), 'process')} on {counted(num_cores(), 'core')} wait for each other; ask for "
+                "fewer with --processes"
             )
         workers: list[_Started] = []
         try:

@@ -15,6 +15,7 @@ from featurecache.extraction.engines.job import Job, Report
 from featurecache.machine import at_most_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS
+from featurecache.wording import counted
 
 _RETRIES = 20
 """Of a task whose machine or process is lost: a spot machine may be taken away many times in a long run."""
@@ -68,7 +69,7 @@ class RayEngine:
                     if isinstance(result, Exception):
                         raise result
                     yield result
-                self.progress.say(f"{job.progress_in_words()}, {len(pending)} workers")
+                self.progress.say(f"{job.progress_in_words()}, {counted(len(pending), 'worker')}")
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -16,17 +16,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featurecache.devices import exact_float32
 from featurecache.heads.checks import REAL_TYPES, checked_to_fit, is_small
 from featurecache.heads.gradient.options import StackedOptions
-from featurecache.heads.gradient.outputs import Groups, Targets, Weights
-from featurecache.heads.head import HeadMixin
+from featurecache.heads.gradient.outputs import Targets
+from featurecache.heads.head import Fold, Groups, HeadMixin, Labels, Settings, Weights
 from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.threads import one_thread
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
     from featurecache.heads.gradient.stacked import Layers, StackedModels
-
-Fold = NDArray[np.int64]
-Settings = Sequence[Mapping[str, Any]]
 
 
 class GradientEstimator(HeadMixin, BaseEstimator):
@@ -41,13 +38,7 @@ class GradientEstimator(HeadMixin, BaseEstimator):
 
     @abstractmethod
     def fit_path(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        fold: Fold,
-        settings: Settings,
-        sample_weight: Weights = None,
-        groups: Groups = None,
+        self, X: Any, y: Labels, fold: Fold, settings: Settings, sample_weight: Weights = None, groups: Groups = None
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
         """Train several settings without each fold.
 
@@ -155,13 +146,7 @@ class StackedEstimator(StackedOptions, GradientEstimator):
         return self
 
     def fit_path(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        fold: Fold,
-        settings: Settings,
-        sample_weight: Weights = None,
-        groups: Groups = None,
+        self, X: Any, y: Labels, fold: Fold, settings: Settings, sample_weight: Weights = None, groups: Groups = None
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
         """Train all settings and all folds side by side, on mini-batches that they share.
 

@@ -24,11 +24,11 @@ from featurecache.errors import HeadError
 from featurecache.hashing import digest_arrays
 from featurecache.heads.gradient.budget import TrainingBudget, loss_rise
 from featurecache.heads.gradient.datasets import ActivationDataset, Dataset, InputDataset, read_ahead
-from featurecache.heads.gradient.estimators import Fold, GradientEstimator, Settings
+from featurecache.heads.gradient.estimators import GradientEstimator
 from featurecache.heads.gradient.linear_start import fit_linear_head
 from featurecache.heads.gradient.options import LayerSetting, check_choices, check_numbers
-from featurecache.heads.gradient.outputs import ClassOutputs, Groups, NumberOutputs, Weights, row_weights
-from featurecache.heads.head import Arrays
+from featurecache.heads.gradient.outputs import ClassOutputs, NumberOutputs, row_weights
+from featurecache.heads.head import Arrays, Fold, Groups, Labels, Settings, Weights
 from featurecache.heads.preparation import rows_to_stop_by
 from featurecache.heads.threads import all_threads, one_thread
 
@@ -107,13 +107,7 @@ class FineTuned(LayerSetting, GradientEstimator):
         check_numbers(shares={"validation_fraction": self.validation_fraction})
 
     def fit_path(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        fold: Fold,
-        settings: Settings,
-        sample_weight: Weights = None,
-        groups: Groups = None,
+        self, X: Any, y: Labels, fold: Fold, settings: Settings, sample_weight: Weights = None, groups: Groups = None
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
         """Train each setting without each fold, one after the other: the layers of one may fill the device.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.heads.gradient.outputs import Groups
+from featurecache.heads.head import Groups
 from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.ridge import RidgeRegressor
@@ -19,11 +19,7 @@ _PROBE_FOLDS = 5
 
 
 def fit_linear_head(
-    features: NDArray[np.float32],
-    targets: NDArray[Any],
-    weight: NDArray[np.float64],
-    groups: Groups,
-    kind: TaskKind,
+    features: NDArray[np.float32], targets: NDArray[Any], weight: NDArray[np.float64], groups: Groups, kind: TaskKind
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fit a linear head, and return its weights (K, D) and intercepts (K,).
 

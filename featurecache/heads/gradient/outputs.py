@@ -13,7 +13,7 @@ from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from featurecache.errors import HeadError
 from featurecache.heads.checks import checked_class_weight
 from featurecache.heads.classifiers import LogitMixin
-from featurecache.heads.head import HeadMixin
+from featurecache.heads.head import HeadMixin, Weights
 from featurecache.heads.preparation import balanced_weights, mean_and_scale
 from featurecache.specs import TaskKind
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 ClassWeight: TypeAlias = NDArray[np.float64] | Literal["balanced"] | None
-Weights: TypeAlias = NDArray[np.float64] | None
-"""Of samples, (n_samples,); None: all count alike."""
-Groups: TypeAlias = NDArray[np.int64] | None
-"""(n_samples,): samples with the same number are of one group; None: each is by itself."""
 Targets = tuple[NDArray[Any], ClassWeight]
 """Class indices (n_samples,), or labels or numbers (n_samples, n_outputs), as losses take them; weights of classes."""
 

@@ -1,6 +1,14 @@
 """Models of one shape, stacked: batched matrix products take a step of all of them at once.
 
 Axes: F folds, B batch, D features, S settings, C classes.
+
+Attention pooling with learned queries, stacked.
+
+Axes: F folds, B batch, T tokens, D features of a token, S settings, Q queries, V features pooled by a query, C classes.
+
+Multilayer perceptrons of one shape, stacked: one matrix product for the first layer of all settings of a fold.
+
+Axes: F folds, B batch, D features, S settings, H hidden units, C classes.
 """
 
 from __future__ import annotations
@@ -9,12 +17,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from featurecache.heads.gradient.losses import row_losses
+from featurecache.heads.gradient.training import row_losses
 from featurecache.specs import TaskKind
 
 # As Adam's authors and torch have them.
@@ -216,3 +225,88 @@ class StackedModels(ABC):
         return Parameter(
             values.requires_grad_(True), torch.zeros_like(values), torch.zeros_like(values), axis=axis, decays=decays
         )
+
+
+class StackedAttention(StackedModels):
+    """Queries that pool tokens, and a linear layer; the shape is the number of queries."""
+
+    def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
+        width = self.sizes.features // self.sizes.tokens
+        # From zero they would all stay alike; this small, the first step still sees nearly the mean of the tokens.
+        self._queries = self._stacked(width, shape[0], scale=0.1 / math.sqrt(width), decays=True)
+        self._weights = self._stacked(width, self.sizes.outputs, decays=True)
+        self._intercepts = self._stacked(self.sizes.outputs, decays=False)
+        return [self._queries, self._weights, self._intercepts]
+
+    def logits(self, X_FBD: Tensor) -> Tensor:
+        """Return the logits of all models, (F, S, B, C)."""
+        folds, batch, numbers = X_FBD.shape
+        width, queries = numbers // self.sizes.tokens, self._queries.value.shape[-1]
+        tokens_FBTD = X_FBD.view(folds, batch, self.sizes.tokens, width)
+        scores_FSBTQ = torch.einsum("fbtd,fsdq->fsbtq", tokens_FBTD, self._queries.value)
+        weights_FSBTQ = scores_FSBTQ.softmax(dim=3)
+        values_FBTQV = tokens_FBTD.unflatten(3, (queries, width // queries))
+        pooled_FSBQV = torch.einsum("fsbtq,fbtqv->fsbqv", weights_FSBTQ, values_FBTQV)
+        return torch.matmul(pooled_FSBQV.flatten(3), self._weights.value) + self._intercepts.value.unsqueeze(2)
+
+    def layers(self, fold: int, index: int, raw: RawFeatures) -> Layers:
+        """See `StackedModels.layers`.
+
+        Parameters
+        ----------
+        fold, index, raw
+            As there.
+        """
+        width = self.sizes.features // self.sizes.tokens
+        mean_D, scale_D = raw.mean_D[:width], raw.scale_D[:width]
+        # The mean needs no correction here: a constant added to all scores changes no weight.
+        queries = self._queries.of(fold, index).double() / scale_D[:, None]
+        weights = self._weights.of(fold, index).double() / scale_D[:, None]
+        return Layers([queries, weights], [self._intercepts.of(fold, index).double() - mean_D @ weights])
+
+
+class StackedPerceptrons(StackedModels):
+    """Perceptrons with rectifiers; the shape is the number of hidden layers and their width."""
+
+    takes_any_axes: ClassVar[bool] = True
+
+    def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
+        hidden_layers, width = shape
+        sizes = list(pairwise([self.sizes.features, *[width] * hidden_layers, self.sizes.outputs]))
+        weights, intercepts = [], []
+        for layer, (fan_in, fan_out) in enumerate(sizes):
+            # He et al., ICCV 2015, equation 10, for layers before a rectifier; the last one starts at zero, so that
+            # the first step sees equal probabilities whatever the features are.
+            last = layer == len(sizes) - 1
+            square = self.sizes.square if layer == 0 else fan_in
+            scale = 0.0 if last else math.sqrt(2 / square)
+            # (F, D, S, H) for the first layer, which all settings of a fold compute in one product; (F, S, H, H).
+            weights.append(self._stacked(fan_in, fan_out, scale=scale, axis=2 if layer == 0 else 1, decays=True))
+            intercepts.append(self._stacked(fan_out, decays=False))
+        self._weights, self._intercepts = weights, intercepts
+        return [*weights, *intercepts]
+
+    def logits(self, X_FBD: Tensor) -> Tensor:
+        """Return the logits of all models, (F, S, B, C)."""
+        first_FDSH = self._weights[0].value
+        folds, _, settings, width = first_FDSH.shape
+        product = torch.bmm(X_FBD, first_FDSH.flatten(2)).view(folds, -1, settings, width)
+        values_FSBH = product.transpose(1, 2) + self._intercepts[0].value.unsqueeze(2)
+        for weights, intercepts in zip(self._weights[1:], self._intercepts[1:], strict=True):
+            values_FSBH = torch.matmul(values_FSBH.relu(), weights.value) + intercepts.value.unsqueeze(2)
+        return values_FSBH
+
+    def layers(self, fold: int, index: int, raw: RawFeatures) -> Layers:
+        """See `StackedModels.layers`.
+
+        Parameters
+        ----------
+        fold, index, raw
+            As there.
+        """
+        first = self._weights[0].of(fold, index).double()
+        first = (first if raw.axes_DR is None else raw.axes_DR @ first) / raw.scale_D[:, None]
+        shifted = self._intercepts[0].of(fold, index).double() - raw.mean_D @ first
+        # Only the first layer sees features, whose units are taken into its weights.
+        rest = [weights.of(fold, index) for weights in self._weights[1:]]
+        return Layers([first, *rest], [shifted, *(intercept.of(fold, index) for intercept in self._intercepts[1:])])

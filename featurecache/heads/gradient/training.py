@@ -2,6 +2,10 @@
 
 What is trained, in which batches and by which optimiser is up to a `Trainer`: stacked models share batches that hold
 the rows of all folds, each setting at a rate of its own, while layers have groups of rates, checkpoints, a deadline.
+
+Losses of rows, by kind of task.
+
+Axes: B batch, K classes or other outputs; other axes may stand before them, such as those of stacked models.
 """
 
 from __future__ import annotations
@@ -12,7 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
 from featurecache.heads.gradient.budget import Deadline
+from featurecache.specs import TaskKind
 
 Batch = TypeVar("Batch")
 
@@ -120,3 +129,26 @@ class Trainer(ABC, Generic[Batch]):
 
     def _after_step(self) -> None:
         """Keep how far the training is."""
+
+
+def row_losses(outputs: Tensor, y: Tensor, kind: TaskKind) -> Tensor:
+    """Return the loss of each row, (..., B).
+
+    Parameters
+    ----------
+    outputs : Tensor (..., B, K)
+        Logits of classes, logits of labels, or numbers.
+    y : Tensor (B,) or (B, K)
+        Class indices; labels or numbers.
+    kind : str
+        Of the task. Labels below 0, and numbers that are NaN, are not known, and lose nothing.
+    """
+    if kind == "classification":
+        rows = outputs.shape[:-1]
+        return cross_entropy(outputs.flatten(0, -2), y.expand(rows).flatten(), reduction="none").view(rows)
+    if kind == "multilabel":
+        labels = y.to(outputs.dtype).expand_as(outputs)
+        losses = binary_cross_entropy_with_logits(outputs, labels.clamp(min=0.0), reduction="none")
+        return losses.masked_fill(labels < 0, 0.0).sum(-1)
+    # Where NaN, the difference is taken from the output itself, so that no NaN reaches a gradient.
+    return (outputs - torch.where(y.isnan(), outputs.detach(), y)).square().mean(-1)

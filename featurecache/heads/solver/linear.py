@@ -29,8 +29,9 @@ from featurecache.heads.checks import (
     with_weight,
 )
 from featurecache.heads.classifiers import ClassifierBase
-from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Setting
+from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Fold, Setting, Settings, Weights
 from featurecache.heads.solver.classifier import LinearClassifier, absent_classes, drop_classes
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.heads.fold_blocks import FoldBlocks
@@ -116,13 +117,13 @@ class LinearProbe(ClassifierBase, LinearClassifier):
             from featurecache.heads.solver.path_search import search_path
 
             found = search_path(path, data, problem, Cs)
-            Cs, self.scores_, converged = [found.C], np.array(found.accuracy), found.converged
-            assert found.theta_GKE is not None
-            start, problem = found.theta_GKE.mean(0, keepdim=True), replace(problem, left_out=[-1])
+            Cs, self.scores_, converged = [found.best.C], np.array(found.accuracy), found.converged
+            start, problem = found.best.theta_GKE.mean(0, keepdim=True), replace(problem, left_out=[-1])
         solutions = next(path.solve(data, problem, Cs[:1], start=start, precise=True))
         if not (converged and solutions.converged[0]):
             warnings.warn(
-                f"{type(self).__name__} did not converge within {self.max_iter} passes over the rows; use a smaller C, "
+                f"{type(self).__name__} did not converge within {counted(self.max_iter, 'pass')} over the rows; "
+                "use a smaller C, "
                 "or a larger max_iter",
                 ConvergenceWarning,
                 stacklevel=2,
@@ -131,12 +132,7 @@ class LinearProbe(ClassifierBase, LinearClassifier):
         return self._fitted(solutions.weights_GKD[0].cpu().numpy(), solutions.intercept_GK[0].cpu().numpy())
 
     def fit_path(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        fold: NDArray[np.int64],
-        settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
+        self, X: NDArray[Any], y: NDArray[Any], fold: Fold, settings: Settings, sample_weight: Weights = None
     ) -> Iterator[tuple[Setting, list[Self]]]:
         """Fit all values of C and all folds side by side; see `FitsPath`.
 

@@ -205,11 +205,7 @@ class Objective:
     """
 
     def __init__(
-        self,
-        data: FoldBlocks,
-        problem: LinearProblem,
-        moments: GroupMoments,
-        blocks: Iterable[Block],
+        self, data: FoldBlocks, problem: LinearProblem, moments: GroupMoments, blocks: Iterable[Block]
     ) -> None:
         self.data, self.loss, self.moments, self.blocks, self.device = data, problem.loss, moments, blocks, data.device
         self.num_groups, self.num_features = moments.mean_GD.shape
