@@ -134,12 +134,17 @@ def publish_once(path: Path, data: bytes) -> bool:
 
     The first writer wins: a hard link, unlike a rename, fails when the name exists.
     """
+    partial = partial_name(path)
     try:
-        publish_bytes(path, data, replace=False)
-    except FileExistsError:
-        fsync_directory(path.parent)
-        return False
-    return True
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        won = _link_if_absent(partial, path)
+        fsync_directory(path.parent)  # whoever lost relies on what is there as well
+        return won
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _link_if_absent(partial: Path, path: Path) -> bool:

@@ -135,11 +135,10 @@ def source_spec(
             return spec("remote_folder", f"zip://::{Path(path).absolute()}", **limit)
         if text.lower().endswith(_HDF5):
             return spec("h5", f"h5://{text}")
-        column, is_header = _known_column(Path(path), delimiter=delimiter, has_header=has_header)
+        column, is_header = _known_column(Path(path), **form)
         if column is not None:
-            return spec(
-                "path_table", path_column=column, **(of_paths if is_header else of_paths | {"has_header": False})
-            )
+            of_paths |= {} if is_header else {"has_header": False}
+            return spec("path_table", path_column=column, **of_paths)
         raise SourceError(f"{path} is {_what_it_is(Path(path), **form)}")
     return spec("folder", **limit)
 
@@ -289,25 +288,21 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
     return [*sources, *([NamedFiles(files)] if files else [])]
 
 
-def _known_column(path: Path, *, delimiter: str | None, has_header: bool) -> tuple[str | None, bool]:
+def _known_column(path: Path, **form: Any) -> tuple[str | None, bool]:
     """Return the column of a table that names images by files, by its name or its entries, and whether it has a header.
 
     No column is returned of other files. A first line that names a file is a row, whether a header was said or not.
     """
-    if not tables.is_table_name(path):
-        return None, has_header
-    try:
-        with tables.open_table(path, delimiter=delimiter, has_header=has_header) as table:
+    has_header = form.get("has_header", True)
+    if tables.is_table_name(path):
+        with suppress(tables.TableError), tables.open_table(path, **form) as table:
+            if has_header and tables.first_line_is_row(table.columns) and table.format is not None:
+                return _known_column(path, **{**form, "has_header": False})
             # A column of ids names images too, but no files.
-            known = [
-                name for name in tables.sample_columns(table.columns) if not tables.plain_name(name).endswith("id")
-            ]
+            known = [one for one in tables.sample_columns(table.columns) if not tables.plain_name(one).endswith("id")]
             of_files = tables.columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
-    except tables.TableError:
-        return None, has_header
-    if has_header and tables.first_line_is_row(table.columns) and table.format is not None:
-        return _known_column(path, delimiter=delimiter, has_header=False)
-    return known[0] if known else of_files[0] if len(of_files) == 1 else None, has_header
+            return known[0] if known else of_files[0] if len(of_files) == 1 else None, has_header
+    return None, has_header
 
 
 def _what_it_is(path: Path, **form: Any) -> str:
