@@ -261,7 +261,7 @@ def test_few_groups_seldom_lead_to_a_wrong_verdict():
     [
         ("multilabel", np.full((6, 3), 2), "not 0 or 1 for each of 3 labels"),
         ("multilabel", np.zeros((6, 2), int), "not 0 or 1 for each of 3 labels"),
-        ("multilabel", np.zeros((6, 3), int), "no label holds for any of the 6"),
+        ("multilabel", np.zeros((6, 3), int), "no label holds for any of 6"),
         ("multilabel", np.zeros(6, int), "not 0 or 1 for each"),
         ("regression", np.full((6, 3), np.nan), "not 3 finite numbers"),
         ("regression", np.zeros((6, 1)), "not 3 finite numbers"),

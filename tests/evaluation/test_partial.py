@@ -154,7 +154,7 @@ def test_an_output_that_no_row_of_a_part_knows_has_no_figures_there(kind):
     assert last["n"] == 0
     assert np.mean([each[name] for each in others]) == pytest.approx(result.test[measure.primary])
     parts["train"][1][:, 1] = MISSING[kind]
-    with pytest.raises(TaskError, match="2 of 3 is not known for any of the 90 train rows"):
+    with pytest.raises(TaskError, match="2 of 3 is not known for any of 90 train rows"):
         evaluate_head("ridge", parts, 3, kind=kind)
 
 

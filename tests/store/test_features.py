@@ -197,7 +197,7 @@ def test_missing_and_bad_rows_are_named(tmp_path: Path) -> None:
             features.read(np.array(wanted))
     assert features.read([5, 6]).shape == (2, 3)
     nothing = Features("t:avg", "float16", ShardFolder(tmp_path / "none"))
-    with pytest.raises(RequestError, match="are not cached"):
+    with pytest.raises(RequestError, match="lacks 1 row, first 0"):
         nothing.read([0])
 
 

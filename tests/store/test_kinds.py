@@ -122,7 +122,7 @@ def test_copies_that_differ_are_left_out(tmp_path):
         (["a", "b"], [["1", "0"], ["0", "0"]], {"kind": "multilabel"}, "'b' holds for none of 2 samples"),
         (["a"], [["1"], ["many"]], {"kind": "regression"}, "line 3: the a is no number: 'many'"),
         (["a"], [["1"], ["inf"]], {"kind": "regression"}, "line 3: the a is no number: 'inf'"),
-        (["a"], [["1"], [""]], {"kind": "regression"}, "'a' is 1 for all of 1 samples"),
+        (["a"], [["1"], [""]], {"kind": "regression"}, "'a' is 1 for all of 1 sample"),
         (["a"], [["7"], ["7"]], {"kind": "regression"}, "'a' is 7 for all of 2 samples"),
         (["a", "b"], [["1", "2"]], {}, "2 label columns are named, and a sample has one class"),
         (["a\x07"], [["1"], ["2"]], {"label_column": "c"}, "unknown column 'c'"),
