@@ -221,8 +221,10 @@ def test_a_name_that_fits_several_is_no_name() -> None:
 
 
 def test_an_ambiguous_label_column_shows_how_many_values_each_has(store: FeatureStore, tmp_path: Path) -> None:
-    path = put(tmp_path / "t.csv", table_of(str, group=lambda k: k % 3, order=int, part=lambda k: k % 4, note=lambda k: ""))
-    message = r"in brackets its distinct values in 60 rows\): group \(3\), order \(60\), part \(4\), note \(0\); name it"
+    path = put(
+        tmp_path / "t.csv", table_of(str, group=lambda k: k % 3, order=int, at=lambda k: k % 4, note=lambda k: "")
+    )
+    message = r"in brackets its distinct values in 60 rows\): group \(3\), order \(60\), at \(4\), note \(0\); name it"
     with pytest.raises(TaskError, match=message):
         labels_from_csv(path, names=store.listings.names())
 
