@@ -7,7 +7,7 @@ each step squares what is left (truncated Newton: Nocedal & Wright, Numerical Op
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.heads.solver.curvature import Preconditioner
-from featurecache.heads.solver.objective import Hessian, Objective
+from featurecache.heads.solver.objective import Objective, Second
 
 # What the gradient may have left, as a share of the slopes at zero; what a step may promise, as a share of the value.
 _GRADIENT, _DECREASE = 1e-12, 1e-22
@@ -81,7 +81,9 @@ class NewtonMinimiser:
             step, num_products = _newton_step(
                 hessian,
                 gradient,
-                _inverse_of_blocks(hessian) if preconditioner is None else partial(preconditioner, penalty_G=penalty_G),
+                _inverse_of_blocks(hessian.seconds, *hessian.blocks())
+                if preconditioner is None
+                else partial(preconditioner, penalty_G=penalty_G),
                 roughest=float((gradient.norm() / slopes.norm()).sqrt().clamp(_FINEST, _ROUGHEST)),
                 most=self.max_iter - passes - 1,
             )
@@ -113,13 +115,12 @@ def _is_cheap(objective: Objective) -> bool:
     return K * D**2 * (num_rows + D / 3) <= _PRODUCTS_SAVED * (4 * num_rows * D * K + _OPERATIONS_OF_CALLS)
 
 
-def _inverse_of_blocks(hessian: Hessian) -> Linear:
+def _inverse_of_blocks(seconds: Sequence[Second], weights_KDD: Tensor, intercept_K: Tensor) -> Linear:
     """Return the product with the inverse of what the outputs share nothing of: all of it, but for several classes."""
-    weights_KDD, intercept_K = hessian.blocks()
     diagonal = torch.diagonal(weights_KDD, dim1=1, dim2=2)
     diagonal += _JITTER * diagonal.amax(1, keepdim=True)
     factor_KDD = torch.linalg.cholesky(weights_KDD)
-    if any(second.shared_MKn is not None for second in hessian.seconds):
+    if any(second.shared_MKn is not None for second in seconds):
         # One number for all: so intercepts of several classes keep their sum, which nothing else determines.
         intercept_K = intercept_K.mean().expand_as(intercept_K)
     intercept_K = intercept_K.clamp(min=_LEAST_CURVATURE)

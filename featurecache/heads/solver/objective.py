@@ -202,6 +202,8 @@ class Objective:
     Attributes
     ----------
     num_groups, num_features, num_outputs : int
+    scale_and_offset : tuple of Tensor (G, D)
+        Of standardised features: what they are divided by, and what is subtracted then.
     """
 
     def __init__(
@@ -212,6 +214,7 @@ class Objective:
         self.num_outputs = 1 if problem.loss.shares_margin and data.num_classes <= 2 else data.num_classes
         self._y, self._fold = (torch.from_numpy(array).to(data.device) for array in (data.y, data.fold))
         self._left_out_G = torch.tensor(problem.left_out, device=data.device)
+        self.scale_and_offset = moments.scale_GD, moments.mean_GD / moments.scale_GD
         # Classes without rows get no margin, so no probability; labels by themselves are never lacking.
         self._lacking_GC = (moments.counts_GC <= 0) & (data.y.ndim == 1)
         self._class_weight_GC = _class_weights(problem.class_weight, moments, self._lacking_GC)
@@ -219,17 +222,14 @@ class Objective:
     def __call__(self, theta_PKE: Tensor, penalty_P: Tensor, group_P: Tensor) -> tuple[Tensor, Tensor]:
         """Return values (P,) float64 and gradients like ``theta_PKE``, in whose type everything is computed."""
         value_P = torch.zeros(len(theta_PKE), dtype=torch.float64, device=theta_PKE.device)
-
-        def slopes() -> Iterator[tuple[Part, Tensor]]:
-            for part, margins_MKn in self.margins(theta_PKE, group_P):
-                self._lower_lacking(part, margins_MKn)
-                loss_Mn, slope_MKn = self.loss(margins_MKn, self._y[part.block.index_n])
-                value_P[part.M] += self.weighted(part, loss_Mn).double().sum(1)
-                yield part, self.weighted(part, slope_MKn)
-
-        gradient = self.pulled_back(slopes(), theta_PKE, penalty_P, group_P)
+        gradient = _Gradient(self, theta_PKE, group_P)
+        for part, margins_MKn in self.margins(theta_PKE, group_P):
+            self._lower_lacking(part, margins_MKn)
+            loss_Mn, slope_MKn = self.loss(margins_MKn, self._y[part.block.index_n])
+            value_P[part.M] += self.weighted(part, loss_Mn).double().sum(1)
+            gradient.add(part, self.weighted(part, slope_MKn))
         penalty = penalty_P / 2 * (theta_PKE[:, :, :-1].double() ** 2).sum((1, 2))
-        return value_P / self.moments.weight_G[group_P] + penalty, gradient
+        return value_P / self.moments.weight_G[group_P] + penalty, gradient.with_penalty(penalty_P)
 
     def hessian(self, theta_PKE: Tensor, penalty_P: Tensor, group_P: Tensor) -> Hessian:
         """Return the second derivatives at ``theta_PKE``."""
@@ -241,7 +241,7 @@ class Objective:
 
     def margins(self, theta_PKE: Tensor, group_P: Tensor) -> Iterator[tuple[Part, Tensor]]:
         """Yield each block that is seen, and the margins (M, K, n) there."""
-        scale, offset = self.scale_and_offset(theta_PKE, group_P)
+        scale, offset = (array[group_P].to(theta_PKE.dtype)[:, None] for array in self.scale_and_offset)
         raw_PKD = theta_PKE[:, :, :-1] / scale
         constant_PK1 = (theta_PKE[:, :, -1] - (theta_PKE[:, :, :-1] * offset).sum(2))[:, :, None]
         left_out_P = self._left_out_G[group_P]
@@ -259,28 +259,6 @@ class Objective:
                 X = X if len(group_M) == len(X) else X[group_M]
                 margins_MKn = torch.baddbmm(constant_PK1[M], raw_MKD, X.mT)
             yield Part(block, X, M, group_M, left_out_P[M]), margins_MKn
-
-    def pulled_back(
-        self, slopes: Iterator[tuple[Part, Tensor]], theta_PKE: Tensor, penalty_P: Tensor, group_P: Tensor
-    ) -> Tensor:
-        """Return what slopes (M, K, n) along the margins of each block are along ``theta``, with the penalty's."""
-        scale, offset = self.scale_and_offset(theta_PKE, group_P)
-        slope_PKD, total_PK1 = torch.zeros_like(theta_PKE[:, :, :-1]), torch.zeros_like(theta_PKE[:, :, -1:])
-        for part, slope_MKn in slopes:
-            total_PK1[part.M] += slope_MKn.sum(2, keepdim=True)
-            if part.X.ndim == 2:
-                slope_PKD[part.M] += (slope_MKn.flatten(0, 1) @ part.X).unflatten(0, slope_MKn.shape[:2])
-            else:
-                slope_PKD[part.M] += slope_MKn @ part.X
-        share = (1.0 / self.moments.weight_G[group_P]).to(theta_PKE.dtype)[:, None, None]
-        of_penalty = penalty_P.to(theta_PKE.dtype)[:, None, None] * theta_PKE[:, :, :-1]
-        slope_PKD = (slope_PKD / scale - offset * total_PK1) * share + of_penalty
-        return torch.cat([slope_PKD, total_PK1 * share], 2)
-
-    def scale_and_offset(self, theta_PKE: Tensor, group_P: Tensor) -> tuple[Tensor, Tensor]:
-        scale_GD = self.moments.scale_GD
-        offset_GD = self.moments.mean_GD / scale_GD
-        return scale_GD[group_P].to(theta_PKE.dtype)[:, None], offset_GD[group_P].to(theta_PKE.dtype)[:, None]
 
     def _lower_lacking(self, part: Part, margins_MKn: Tensor) -> None:
         """Put classes without rows far enough below any margin, and finite: a loss must not meet inf - inf."""
@@ -313,6 +291,39 @@ class Objective:
         return values
 
 
+class _Gradient:
+    """What slopes along the margins of blocks are along ``theta``.
+
+    Parameters
+    ----------
+    objective : Objective
+    theta_PKE : Tensor
+    group_P : Tensor
+    """
+
+    def __init__(self, objective: Objective, theta_PKE: Tensor, group_P: Tensor) -> None:
+        self._objective, self._theta_PKE, self._group_P = objective, theta_PKE, group_P
+        self._slope_PKD = torch.zeros_like(theta_PKE[:, :, :-1])
+        self._total_PK1 = torch.zeros_like(theta_PKE[:, :, -1:])
+
+    def add(self, part: Part, slope_MKn: Tensor) -> None:
+        """Add the slopes of a block."""
+        self._total_PK1[part.M] += slope_MKn.sum(2, keepdim=True)
+        if part.X.ndim == 2:
+            self._slope_PKD[part.M] += (slope_MKn.flatten(0, 1) @ part.X).unflatten(0, slope_MKn.shape[:2])
+        else:
+            self._slope_PKD[part.M] += slope_MKn @ part.X
+
+    def with_penalty(self, penalty_P: Tensor) -> Tensor:
+        """Return all of them, with the penalty's."""
+        theta_PKE, objective, group_P = self._theta_PKE, self._objective, self._group_P
+        scale, offset = (array[group_P].to(theta_PKE.dtype)[:, None] for array in objective.scale_and_offset)
+        share = (1.0 / objective.moments.weight_G[group_P]).to(theta_PKE.dtype)[:, None, None]
+        of_penalty = penalty_P.to(theta_PKE.dtype)[:, None, None] * theta_PKE[:, :, :-1]
+        slope_PKD = (self._slope_PKD / scale - offset * self._total_PK1) * share + of_penalty
+        return torch.cat([slope_PKD, self._total_PK1 * share], 2)
+
+
 @dataclass(frozen=True, eq=False)
 class Hessian:
     """Second derivatives of problems at a point; see `Objective.hessian`."""
@@ -325,13 +336,11 @@ class Hessian:
 
     def __call__(self, direction_PKE: Tensor) -> Tensor:
         """Return the product with a direction."""
-        changes = (
-            (part, self.objective.weighted(part, second.change(change_MKn)))
-            for second, (part, change_MKn) in zip(
-                self.seconds, self.objective.margins(direction_PKE, self.group_P), strict=True
-            )
-        )
-        return self.objective.pulled_back(changes, direction_PKE, self.penalty_P, self.group_P)
+        gradient = _Gradient(self.objective, direction_PKE, self.group_P)
+        margins = self.objective.margins(direction_PKE, self.group_P)
+        for second, (part, change_MKn) in zip(self.seconds, margins, strict=True):
+            gradient.add(part, self.objective.weighted(part, second.change(change_MKn)))
+        return gradient.with_penalty(self.penalty_P)
 
     def blocks(self) -> tuple[Tensor, Tensor]:
         """Return those of the weights of each output (K, D, D) and of its intercept (K,), where there is one group."""
