@@ -16,6 +16,7 @@ import numpy as np
 from featurecache.display import html_table
 from featurecache.errors import HeadError, ReportWarning, unique_warnings
 from featurecache.evaluation.calibration import Details, calibration
+from featurecache.evaluation.changes import Changes
 from featurecache.evaluation.chosen_score import ChosenScore, chosen_score, ranked
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.configuring import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, reason_to_leave_out, resolve
@@ -49,8 +50,6 @@ from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from featurecache.evaluation.history import Changes
 
 _CHOSEN = ("head", "backbone", "tap", "dtype", "views", "judged_on", "judged_views", "fingerprint", "params")
 """What says which head was chosen."""

@@ -13,7 +13,8 @@ from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
 
 import featurecache as fc
 from featurecache.cli import main
-from featurecache.evaluation.history import Changes, remember_training
+from featurecache.evaluation.changes import Changes
+from featurecache.evaluation.history import remember_training
 from featurecache.evaluation.trained_head import reported_rows
 from featurecache.evaluation.training import TrainingReport
 from featurecache.store.history import MAX_HISTORY
