@@ -29,8 +29,10 @@ READ_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".xlsx", ".xlsm", *(suffix + GZIP_
 """Of files that are taken for tables where nothing else says what they are."""
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _NO_TABLES = (
     (re.compile(rb"\xd0\xcf\x11\xe0"), "an old spreadsheet; save the sheet as"),
+    (_PICKLE, "a pickle, which could run code when it is read; load it where you trust it, and save it as"),
     (re.compile(rb"BZh[1-9]1AY&SY"), "compressed by bzip2; unpack it to"),
     (re.compile(rb"\xfd7zXZ\0"), "compressed by xz; unpack it to"),
     (re.compile(rb"\x28\xb5\x2f\xfd"), "compressed by zstd; unpack it to"),
@@ -60,6 +62,11 @@ def table_suffix(path: str | Path) -> str:
 def is_table_name(path: str | Path) -> bool:
     """Tell whether a file is taken for a table by its name."""
     return PurePath(path).name.lower().endswith(READ_SUFFIXES)
+
+
+def is_pickle(start: bytes) -> bool:
+    """Tell by its first bytes whether a file is a pickle; those of protocols 0 and 1 look like text."""
+    return _PICKLE.match(start) is not None
 
 
 def check_is_table(start: bytes) -> None:

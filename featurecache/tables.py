@@ -22,9 +22,11 @@ from featurecache.json_tables import (
     MAX_LIST_BYTES,
     JsonRow,
     JsonTableError,
+    OneObjectError,
     columns_of,
     is_json,
     is_list,
+    rows_of_coco,
     rows_of_lines,
     rows_of_list,
 )
@@ -288,8 +290,15 @@ def _json_table(file: io.BufferedReader[Any], start: bytes) -> Table:
         columns = columns_of(found)
     else:
         text = io.TextIOWrapper(file, encoding=json.detect_encoding(start[:4]))
-        # Names of columns may come late: all lines are read for them first, and none is held.
-        columns = columns_of(rows_of_lines(_lines(text)))
+        try:
+            # Names of columns may come late: all lines are read for them first, and none is held.
+            columns = columns_of(rows_of_lines(_lines(text)))
+        except (OneObjectError, TableError):  # or one of the longest lines
+            text.detach().seek(0)
+            if (rows := rows_of_coco(file.read(MAX_LIST_BYTES + 1))) is None:
+                raise
+            every = ((number, _fields_of(values)) for number, values in rows)
+            return Table(columns_of(rows), every, remarks=("the labels of an image are the categories of its boxes",))
         text.seek(0)
         found = rows_of_lines(_lines(text))
     missing = dict.fromkeys(columns)

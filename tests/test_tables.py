@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -75,6 +76,10 @@ def test_objects_in_objects_are_columns_and_lists_are_several_values(tmp_path: P
         (json.dumps({"a": {"0": "x"}, "b": {"0": "y"}}), "it is one JSON object; a table is a list of objects"),
         (json.dumps({"images": [{"id": 1}], "annotations": [{"id": 1}]}), "it is one JSON object"),
         (json.dumps({"images": [{"id": 1}]}, indent=1), "it is one JSON object"),
+        (json.dumps({"images": [{"id": 1}], "annotations": [{"id": 1}], "categories": []}), "are not as COCO has them"),
+        (json.dumps({"images": [[]], "annotations": [], "categories": []}), "are not as COCO has them"),
+        (json.dumps({"images": [{"id": 1, "file_name": 2}], "annotations": [], "categories": []}), "as COCO has them"),
+        (pickle.dumps({"a.jpg": 1}), "it is a pickle, which could run code when it is read; load it where you trust"),
         ('{"a": 1}\n{"a": ', "line 2 is no whole JSON"),
         ('[{"a": 1}, ', "it is no whole JSON"),
         ('[{"a": 1}, 2]', "item 2 is no JSON object"),

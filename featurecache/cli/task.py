@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,10 +24,12 @@ from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.store.label_tables import LabelTable
-    from featurecache.store.labels import FolderLabels
+    from featurecache.store.labels import FolderLabels, TableLabels
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
 
+_CARRIERS = (".tar", ".tar.gz", ".tgz", ".parquet")
+"""Suffixes of what may carry images with their labels."""
 _MOST_CLASSES = 50
 """In a table on a terminal."""
 
@@ -56,7 +59,8 @@ def add_parser(verbs: Any) -> None:
         type=Path,
         nargs="?",
         metavar="LABELS.csv",
-        help="a table that names the samples and says their label, maybe their split too; columns are found by name",
+        help="a table that names the samples and says their label, maybe their split too; columns are found by name; a "
+        "folder with metadata.csv or metadata.jsonl beside images; tar or Parquet files that carry labels",
     )
     add.add_argument("--from-folders", action="store_true", help="the class is the file's folder")
     add_label_options(add)
@@ -199,10 +203,12 @@ def run_add(args: argparse.Namespace) -> int:
 
     # Both, or neither.
     if args.from_folders == (args.labels is not None):
-        raise RequestError("say where the labels come from: either --from-folders or a CSV file")
+        raise RequestError(
+            "say where the labels come from: --from-folders, a table, or the tar or Parquet files that carry them"
+        )
     # By its key, under which the cache has listed it.
     root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
-    named = labels_of(args, args.labels, text_column=args.text_column, root=root)
+    named = _carried_labels(args) or labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
     labels = named.read(root=root, names=store.listings.names(root) or None) if isinstance(named, LabelTable) else named
     alike = None
@@ -217,6 +223,26 @@ def run_add(args: argparse.Namespace) -> int:
     else:
         print_task(store, task)
     return 0
+
+
+def _carried_labels(args: argparse.Namespace) -> TableLabels | None:
+    """Return the labels that tar or Parquet files of images carry, where these are named instead of a table."""
+    from featurecache.interop.dataset_labels import labels_in_source
+    from featurecache.sources.opening import open_spec, source_spec
+
+    # By its name first: another table need not be opened twice.
+    if args.labels is None or not str(args.labels).lower().endswith(_CARRIERS):
+        return None
+    spec = source_spec(args.labels, path_column=args.path_column)
+    if spec.kind not in ("tars", "parquet"):
+        return None
+    if args.kind != "classification" or args.label_column:
+        raise RequestError(
+            f"{args.labels} carries one class for each image; leave --kind and --label-column out, or give a table"
+        )
+    if (found := labels_in_source(spec, open_spec(spec))) is None:
+        raise RequestError(f"{args.labels} carries no labels; give a table, or --from-folders")
+    return replace(found, merge_spellings=args.merge_spellings)
 
 
 def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -> None:

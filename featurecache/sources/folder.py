@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featurecache.errors import SourceError
 from featurecache.files import reason_of, why_not_regular
-from featurecache.ignored import HIDDEN, IgnoredCounter, IgnoredFiles
+from featurecache.ignored import HIDDEN, IgnoredCounter, IgnoredFiles, by_suffix
 from featurecache.sources.decoding.images import FORMATS, SUFFIXES
 from featurecache.sources.entries import ENCODING, ERRORS
 from featurecache.sources.files import read_file
@@ -77,8 +77,9 @@ class FolderSource(SingleUnit):
         if is_empty:  # known only now: to ask first would walk the folders twice
             ignored = replace(walk.ignored.result(), folders=(), num_folders=0)
             left_out = "".join(f"; {warning.text}" for warning in ignored.warnings())
+            held = f"; it holds {by_suffix(ignored.others)}" if ignored.others else ""
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise SourceError(f"{self.root} holds no images; looked for names ending in {suffixes}{left_out}")
+            raise SourceError(f"{self.root} holds no images; looked for names ending in {suffixes}{left_out}{held}")
         self.ignored = walk.ignored.result()
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 
 from featurecache import tables
 from featurecache.errors import RequestError, SourceError, UnknownNameError, shortened
+from featurecache.files import open_regular
 from featurecache.plugins import load_named
 from featurecache.sources.datasets import dataset_source, is_dataset, is_hugging_face
 from featurecache.sources.files import NamedFiles
@@ -30,6 +31,7 @@ from featurecache.sources.source import Source
 from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
+from featurecache.table_files import is_pickle
 
 GROUP = "featurecache.sources"
 OWN: dict[str, Callable[..., Source]] = {
@@ -43,6 +45,7 @@ OWN: dict[str, Callable[..., Source]] = {
 _HDF5 = (".h5", ".hdf5")
 _SAMPLE = 200
 """Rows by which a column of names of files is told."""
+_OBJECTS = (".pkl", ".pickle", ".pt", ".pth")
 _CONTAINERS = (*TAR_SUFFIXES, ".zip", *_HDF5)
 
 
@@ -307,6 +310,15 @@ def _known_column(path: Path, **form: Any) -> tuple[str | None, bool]:
 
 def _what_it_is(path: Path, **form: Any) -> str:
     """Say what a file is where a folder of images or a table with its column of texts was wanted."""
+    with suppress(OSError), open_regular(path) as (file, _):
+        start = file.read(8) or b""
+        if is_pickle(start) or path.suffix.lower() in _OBJECTS:
+            return (
+                "a file of Python objects, which could run code when it is read; load it where you trust it, and "
+                "hand on its images: fc.extract(images, cache)"
+            )
+        if start.startswith(b"\x93NUMPY") or path.suffix.lower() == ".npz":
+            return "an array of numpy; hand it on in Python, fc.extract(numpy.load(path), cache), or write it to HDF5"
     if tables.is_table_name(path):
         with suppress(tables.TableError), tables.open_table(path, raw=True, **form) as table:
             columns = shortened(", ".join(table.columns))

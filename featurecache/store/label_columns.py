@@ -241,6 +241,8 @@ def _label_columns(able: Sequence[str], kind: TaskKind, sample: Sequence[Mapping
     is_flag = ({(row.get(name) or "").strip().lower() for row in sample} <= YES | NO | BLANK for name in left)
     if kind == "multilabel" and left and sample and all(is_flag):
         return left
+    if kind == "classification" and holds_one_each(left, sample):
+        return left
     if kind == "classification" and len(left) == len(entries) and len(sample) >= _FEWEST_ROWS:
         # What is the same everywhere says no class, nor does what comes but once.
         telling = [name for name, es in entries.items() if 1 < len({*es} - {""}) < len(list(filter(None, es)))]
@@ -262,6 +264,24 @@ def _label_columns(able: Sequence[str], kind: TaskKind, sample: Sequence[Mapping
             else ", which may repeat"
         )
     )
+
+
+def holds_one_each(columns: Sequence[str], sample: Sequence[Mapping[str | None, str | None]]) -> bool:
+    """Tell whether columns of yes and no are one for each class: each row that says anything has one yes.
+
+    Parameters
+    ----------
+    columns : sequence of str
+    sample : sequence of mapping
+        The first rows.
+    """
+    rows = [[(row.get(name) or "").strip().lower() for name in columns] for row in sample]
+    rows = [row for row in rows if not BLANK.issuperset(row)]
+    if len(columns) < 2 or not rows or not all((YES | NO).issuperset(row) for row in rows):
+        return False
+    held = [[entry in YES for entry in row] for row in rows]
+    # What all rows are is no class among others.
+    return all(sum(row) == 1 for row in held) and len({tuple(row) for row in held}) > 1
 
 
 def _some(columns: Sequence[str]) -> str:

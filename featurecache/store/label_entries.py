@@ -72,6 +72,8 @@ class TargetReader:
                 raise TaskError(f"{where}: the {column} holds several values; say --kind multilabel")
             if not entry.isprintable():
                 raise TaskError(f"{where}: the {column} is no plain text: {entry!r:.100}")
+        if self.kind == "classification" and len(self.columns) > 1:
+            return self._one_of(where, entries)
         if self.kind == "classification":
             is_empty = not entries[0] or (entries[0] in NO_CLASS and not self.keep_na)
             return None if is_empty else (entries[0], ())
@@ -85,6 +87,18 @@ class TargetReader:
             return None
         unknown = tuple(sorted(column for column, value in holds.items() if value is None))
         return "\n".join(sorted(column for column, value in holds.items() if value)), unknown
+
+    def _one_of(self, where: str, entries: Sequence[str]) -> Target | None:
+        """Return the class of a row that has a column for each."""
+        if all(entry.lower() in BLANK for entry in entries):
+            return None
+        holds = [
+            column for column, entry in zip(self.columns, entries, strict=True) if self._holds(where, column, entry)
+        ]
+        if len(holds) == 1:
+            return holds[0], ()
+        which = f"{holds[0]!r} and {holds[1]!r} are both 1" if holds else f"none of {len(entries)} columns is 1"
+        raise TaskError(f"{where}: {which}, and a sample has one class; drop the line, or say --kind multilabel")
 
     def _numbers(self, where: str, entries: Sequence[str]) -> Target | None:
         blank = [entry.lower() in BLANK or entry == "?" for entry in entries]

@@ -108,7 +108,7 @@ def missing_error(missing: Sequence[Label], labels: TableLabels, paths: Iterable
     return TaskError(
         f"{counted(len(missing), 'label', of=len(labels.labels), verb='is')} for inputs that are not in the "
         f"cache{where}, "
-        f"first {name!r}{shown}; extract them, correct the names, {advice}"
+        f"first {shortened(repr(name))}{shown}; extract them, correct the names, {advice}"
     )
 
 

@@ -54,7 +54,8 @@ class LabelRows:
             target = self.targets.read(where, entries)
             if target is None:
                 # Of several columns they are counted by cells.
-                self.unlabelled[entries[0]] += len(entries) == 1 and self.targets.kind != "multilabel"
+                is_class = self.targets.kind == "classification"
+                self.unlabelled[entries[0]] += is_class or (len(entries) == 1 and self.targets.kind != "multilabel")
                 continue
             if self.is_text:
                 # The sample id that the bytes of the text have as an input.
@@ -157,6 +158,10 @@ class LabelRows:
                 count=count,
                 text=f"{counted(count, 'row', of=self.num_rows, verb='has')} no label, left out{what}{advice}",
             )
+        if self.targets.kind == "classification" and (number := len(self.columns.labels)) > 1:
+            names = shortened(", ".join(self.columns.labels))
+            text = f"{number} columns are the classes, as each row has a 1 in one of them: {names}"
+            yield ReportWarning(kind="label_column", count=number, text=text)
         if self.found_split:
             text = f"the column {self.found_split!r} holds nothing but names of splits, and says the split"
             yield ReportWarning(kind="split_column", count=1, text=text)

@@ -11,9 +11,10 @@ from typing import Any
 
 from featurecache.errors import ReportWarning, TaskError
 from featurecache.specs import TaskKind, task_kind
-from featurecache.store.label_columns import NoKeyColumnError, find_columns, key_candidates
+from featurecache.store.label_columns import NoKeyColumnError, find_columns, holds_one_each, key_candidates
 from featurecache.store.label_entries import Reading, TargetReader
 from featurecache.store.label_join import missing_error
+from featurecache.store.label_metadata import joined_tables, metadata_tables, named_beside
 from featurecache.store.label_rows import LabelRows, joined_rows
 from featurecache.store.label_search import MOST_FIELDS, MOST_ROWS, begins_with_row, names_some, search_key_column
 from featurecache.store.labels import TableLabels
@@ -263,6 +264,12 @@ class LabelTable:
 
     def read(self, *, root: str | Path | None = None, names: Sequence[str] | None = None) -> TableLabels:
         """Return the labels; see `labels_from_csv`."""
+        if self.path.is_dir():
+            paths = metadata_tables(self.path)
+            return joined_tables(self.path, paths, [replace(self, path=p).read(root=root, names=names) for p in paths])
+        return named_beside(self.path, self._read_file(root=root, names=names), names)
+
+    def _read_file(self, *, root: str | Path | None, names: Sequence[str] | None) -> TableLabels:
         options, is_text = self.options, self.options.text_column is not None
         is_named, has_header = is_text or options.path_column is not None, self.has_header
 
@@ -331,12 +338,6 @@ def _read(
 
 def _read_rows(table: Table, options: LabelOptions, origin: str, where: str, root: str | Path | None) -> TableLabels:
     """Return the labels of a table whose column of samples is named, or known by its name."""
-    label_columns = options.label_columns
-    if options.kind == "classification" and len(label_columns) > 1:
-        raise TaskError(
-            f"{len(label_columns)} label columns are named, and a sample has one class; name one column, or "
-            "say --kind multilabel or --kind regression"
-        )
     if options.kind != "multilabel" and (options.blank or options.uncertain != "missing"):
         raise TaskError(f"--blank and --uncertain are for tasks of kind multilabel, not {options.kind}; leave them out")
     if not options.separator:
@@ -349,7 +350,7 @@ def _read_rows(table: Table, options: LabelOptions, origin: str, where: str, roo
             table.columns,
             options.kind,
             path_column=options.path_column,
-            label_columns=label_columns,
+            label_columns=options.label_columns,
             text_column=options.text_column,
             group_column=options.group_column,
             weight_column=options.weight_column,
@@ -361,6 +362,12 @@ def _read_rows(table: Table, options: LabelOptions, origin: str, where: str, roo
         raise
     except TaskError as error:
         raise TaskError(f"{where.removesuffix(' line')}: {error}") from None
+    several = len(columns.labels)
+    if options.kind == "classification" and several > 1 and not holds_one_each(columns.labels, [r for _, r in first]):
+        raise TaskError(
+            f"{several} label columns are named, and a sample has one class; name one column, or columns of which each "
+            "row has a 1 in one and 0 in the others, or say --kind multilabel or --kind regression"
+        )
     targets = TargetReader(
         options.kind, columns.labels, options.blank, options.uncertain, options.separator, options.keep_na,
         # A comma is free for decimals only where another sign stands between columns.

@@ -47,6 +47,17 @@ def rows_of(form: Callable[[str], str], *more: Callable[[int], str]) -> list[lis
 
 
 PLAIN = rows_of(lambda name: f"{name}.jpg")
+COCO = json.dumps(
+    {
+        "info": {},
+        "images": [{"id": 7 * k, "file_name": path} for k, (path, _) in enumerate(PLAIN)],
+        # Two boxes of one category are one label.
+        "annotations": [
+            {"image_id": 7 * k, "category_id": ord(label[1])} for k, (_, label) in 2 * list(enumerate(PLAIN))
+        ],
+        "categories": [{"id": ord(name[1]), "name": name} for name in sorted(set(CLASSES.values()))],
+    }
+)
 TABLES: dict[str, tuple[bytes, str]] = {
     "kaggle": (written(rows_of(str), ["image_id", "label"]), "24 of 24 names matched by name without suffix"),
     "filename": (written(PLAIN, ["filename", "label"]), ""),
@@ -81,6 +92,21 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "with comments above": (
         b"# exported on Monday\n# by me\n" + written(PLAIN, ["path", "label"]),
         "lines above the table that begin with # are left out: 2",
+    ),
+    "a column for each class": (
+        written(
+            [
+                [path, *("1.0" if label == name else "0.0" for name in ("back pack", "bike", "mug", "none"))]
+                for path, label in PLAIN
+            ],
+            ["image", "back pack", "bike", "mug", "none"],
+        ),
+        "4 columns are the classes, as each row has a 1 in one of them: back pack, bike, mug, none",
+    ),
+    "annotations of COCO on one line": (COCO.encode(), "the labels of an image are the categories of its boxes"),
+    "annotations of COCO on several lines": (
+        json.dumps(json.loads(COCO), indent=1).encode(),
+        "categories of its boxes",
     ),
     "empty rows at the end": (written([*PLAIN, ["", ""], ["", ""]], ["path", "label"]), ""),
 }
@@ -500,6 +526,58 @@ def test_json_lines_beside_the_images_say_the_same(store: FeatureStore, tmp_path
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     task = store.add_task("lines", labels_from_csv(tmp_path / "metadata.jsonl"), replace=True)
     assert as_dict(task, store) == CLASSES
+
+
+def test_names_mean_the_samples_beside_their_table(tmp_path: Path) -> None:
+    """Of two folders that have files of the same names, as data sets of Hugging Face do."""
+    names = [f"{folder}/{number}.jpg" for folder in ("train", "validation") for number in range(6)]
+    store = make_store(tmp_path / "cache", {name: name for name in names})
+    for name in ("train", "validation"):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        lines = [{"file_name": f"{k}.jpg", "label": k % 2 if name == "train" else 1 - k % 2} for k in range(6)]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    listed = store.listings.names()
+    one = labels_from_csv(tmp_path / "photos/validation/metadata.jsonl", names=listed)
+    assert {label.key: label.label for label in one.labels} == {f"validation/{k}.jpg": "10"[k % 2] for k in range(6)}
+    both = labels_from_csv(tmp_path / "photos", names=listed)
+    assert store.add_task("both", both).counts() == {"train": 6, "validation": 6}
+    assert {label.key: label.label for label in both.labels if label.split == "validation"} == {
+        label.key: label.label for label in one.labels
+    }
+    # Where one name is not there, none is taken for another folder's.
+    with (tmp_path / "photos/train/metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "6.jpg", "label": 0}')
+    with pytest.raises(TaskError, match="'0.jpg' fits several samples"):
+        store.add_task("more", labels_from_csv(tmp_path / "photos/train/metadata.jsonl", names=listed))
+    with pytest.raises(TaskError, match=r"cache: it is a folder without metadata.csv, .jsonl or .parquet"):
+        labels_from_csv(tmp_path / "cache")
+    (tmp_path / "photos/train/metadata.jsonl").write_text(
+        '{"id": "0.jpg", "a": 1, "b": 0}\n{"id": "1.jpg", "a": 0, "b": 1}'
+    )
+    with pytest.raises(TaskError, match=r"train.metadata.jsonl has labels called a, b, and .*validation.*label"):
+        labels_from_csv(tmp_path / "photos", kind="multilabel")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["0030f3.jpg", "1", "1", "0"], "line 26: 'a' and 'b' are both 1, and a sample has one class; drop the line"),
+        (["0030f3.jpg", "0", "0", "0"], "line 26: none of 3 columns is 1, and a sample has one class"),
+        (["0030f3.jpg", "1", "0", "maybe"], "line 26: the c is neither 1 nor 0: 'maybe'"),
+    ],
+)
+def test_a_row_of_no_class_or_two_is_refused(tmp_path: Path, row: list[str], message: str) -> None:
+    rows = [[path, *(str(int(k % 3 == n)) for n in range(3))] for k, (path, _) in enumerate(PLAIN)]
+    # Behind the rows by which columns are told apart.
+    rows = rows * 9
+    (tmp_path / "t.csv").write_bytes(written([*rows, row], ["image", "a", "b", "c"]))
+    with pytest.raises(TaskError, match=message.replace("26", str(len(rows) + 2))):
+        labels_from_csv(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes(written([*rows, ["0030f3.jpg", "", "", ""]], ["image", "a", "b", "c"]))
+    (left_out, said) = labels_from_csv(tmp_path / "t.csv").warnings
+    assert left_out.text == f"1 of {len(rows) + 1} rows has no label, left out"
+    assert said.kind == "label_column"
 
 
 def test_quotes_that_are_letters_are_told(store: FeatureStore, tmp_path: Path) -> None:
