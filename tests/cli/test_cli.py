@@ -286,7 +286,7 @@ def one_line(err: str) -> str:
         (["info", "photos"], "photos is not a featurecache cache"),
         (["train", "none", "--task", "t"], "no cache at none"),
         (["predict", "none", "photos"], "none"),
-        (["task", "add", "photos", "t"], "either --from-folders or a CSV file"),
+        (["task", "add", "photos", "t"], "--from-folders, a table, or the tar or Parquet files that carry"),
         (["flop"], "invalid choice: 'flop'"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",

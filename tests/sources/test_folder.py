@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from featurecache.sources import files, folder
 from featurecache.sources.entries import Entries
 from featurecache.sources.folder import FolderSource
 from featurecache.sources.inputs import inputs_of
-from featurecache.sources.opening import open_sources
+from featurecache.sources.opening import open_source, open_sources
 from featurecache.sources.source import check_source
 
 pytestmark = pytest.mark.quick
@@ -184,6 +185,23 @@ def test_empty_missing_and_wrong_sources_are_refused(tmp_path: Path) -> None:
         check_source(FolderSource(tmp_path / "none"))
     with pytest.raises(SourceError, match="is a file; name the folder"):
         check_source(FolderSource(tmp_path / "docs/readme.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        # As CIFAR's archives have them.
+        ("data_batch_1", pickle.dumps([1]), "is a file of Python objects, which could run code when it is read"),
+        ("train.pt", b"PK\x03\x04", "hand on its images: fc.extract"),
+        ("images.npy", b"\x93NUMPY\x01\0", "is an array of numpy; hand it on in Python"),
+        ("images.npz", b"PK\x03\x04", "is an array of numpy"),
+        ("notes", b"", "is a file; name the folder"),
+    ],
+)
+def test_files_of_programs_are_told_apart(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        open_source(tmp_path / name)
 
 
 def test_sources_are_files_and_folders_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:

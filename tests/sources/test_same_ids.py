@@ -229,6 +229,17 @@ def test_tars_carry_labels_and_run_takes_them(photos: Path, tmp_path: Path, call
     status, out, err = call("run", pattern, "--cache", tmp_path / "c", *options)
     assert status == 0, err
     assert f"task run: {len(COLOURS)} classes" in out
+    status, added, err = call("task", "add", tmp_path / "c", "again", pattern)
+    assert status == 0, err
+    assert added == out[out.index("task run:") :].replace("task run:", "task again:")[: len(added)]
+    status, _, err = call("task", "add", tmp_path / "c", "several", pattern, "--kind", "multilabel")
+    assert status == 2
+    assert "carries one class for each image; leave --kind and --label-column out" in err
+    with tarfile.open(tmp_path / "bare.tar", "w") as tar:
+        tar.add(photos, "photos")
+    status, _, err = call("task", "add", tmp_path / "c", "none", tmp_path / "bare.tar")
+    assert status == 2
+    assert "bare.tar carries no labels; give a table, or --from-folders" in err
     status, _, err = call("run", pattern, *options)
     assert status == 2
     assert "say where the cache of" in err
