@@ -8,6 +8,7 @@
     python scripts/benchmark.py rerun
     python scripts/benchmark.py sustained
     python scripts/benchmark.py reading
+    python scripts/benchmark.py similar --index
     python scripts/benchmark.py taps --repeats 15
     python scripts/benchmark.py tails --backbone torchvision:resnet50 --tap layer3:none
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1
@@ -48,6 +49,7 @@ from benchmarks import (
     passes,
     reading,
     recipe,
+    similar,
     small,
     start_up,
     tails,
@@ -115,6 +117,7 @@ def main() -> None:
         "growth": (life.bench_growth, life.add_growth_options),
         "sustained": (life.bench_sustained, life.add_sustained_options),
         "reading": (reading.bench_reading, lambda parser: None),
+        "similar": (similar.bench_similar, similar.add_similar_options),
         "taps": (taps.bench_taps, taps.add_options),
         "tails": (tails.bench_tails, tails.add_options),
         "heads": (heads.bench_heads, heads.add_heads_options),
