@@ -302,10 +302,6 @@ class PartsFolder:
             with contextlib.suppress(OSError):
                 path.rmdir()
 
-    def num_parts(self) -> int:
-        """Count the parts that are finished."""
-        return sum(1 for _ in self.path.glob("part-*.gz"))
-
     def remove(self) -> None:
         """Remove all that runs have put here, and the folder where nothing else is in it."""
         if not self.path.is_dir():

@@ -290,7 +290,9 @@ class Minimiser:
             gradient = torch.where(better[:, None, None], gradient_there, gradient)
             value = torch.where(better, value_there, value)
         while True:
-            step = -self._history.direction(gradient, partial(self._guess, penalty_G=penalty_G))
+            step = -self._history.direction(
+                gradient, lambda slopes: self._precondition(slopes, penalty_G) * self._scale[:, None, None]
+            )
             slope = (gradient * step).sum((1, 2)).double()
             self._mark_converged(value, gradient, slope)
             exceeded = self.num_iterations >= self._tolerance.max_iter
@@ -333,9 +335,6 @@ class Minimiser:
         self.theta, self._scale = self.theta.double(), self._scale.double()
         self._steepest = self._steepest.double()
         self._before = None if self._before is None else self._before.double()
-
-    def _guess(self, gradient: Tensor, penalty_G: Tensor) -> Tensor:
-        return self._precondition(gradient, penalty_G) * self._scale[:, None, None]
 
     def _remember(self, moved: Tensor, changed: Tensor, active: Tensor, penalty_G: Tensor) -> None:
         """Add steps and their changes of gradient to the history, and now and then rescale the first guess by them."""
