@@ -62,7 +62,7 @@ def _add_setting(group: Any, setting: Field[Any]) -> None:
     option, default = dict(setting.metadata), setting.default
     # Each value makes a head of its own.
     if isinstance(default, tuple):
-        option["action"], default = "append", default[0] or "none"
+        option["action"], default = "append", (default[0] or "none") if default else None
     if default:
         option["help"] += f" (default: {default})"
     # None, whatever the default: an option that is given where no layers are trained is an error.

@@ -129,7 +129,7 @@ def climb(
     RequestError
         There are no pooled features, or neither whole activations nor images.
     """
-    # From a linear head, so that a deeper tail has no worse start than a shallower one.
+    # From a linear head, whatever was asked for: a deeper tail has no worse start than a shallower one.
     training = replace(training, tuning=replace(training.tuning, start=("probe",)))
     state = _Climb(training, sets, seconds, clock)
     plan = LadderPlan(rungs=tuple(_plan(training, feature_set, state.seen) for feature_set in state.whole))

@@ -17,8 +17,9 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.evaluation.selection import fold_numbers
+from featurecache.finetuning.factories import TAIL
 from featurecache.finetuning.settings import FineTuning
-from featurecache.finetuning.training import by_augmentation
+from featurecache.finetuning.training import each_training
 from featurecache.heads.gradient.budget import TrainingCost
 from featurecache.heads.gradient.datasets import ActivationDataset
 from featurecache.heads.gradient.finetuned import FineTunedClassifier
@@ -117,7 +118,7 @@ def plan_rung(task: Task, feature_set: FeatureSet, tuning: FineTuning, *, flops:
         once = [Fit(num_rows=(train - held_out) * views, num_predicted=held_out)] * num_folds
     # The chosen setting is fitted again on all that it may see.
     last = Fit(num_rows=whole * views, num_predicted=counts.get("test", counts.get("validation", 0)))
-    num_augmentations, num_settings = len(by_augmentation(tuning, feature_set)), len(tuning.grid())
+    num_augmentations, num_settings = len(each_training(tuning, feature_set, TAIL)), len(tuning.grid())
     return RungPlan(
         tap=feature_set.tap,
         num_settings=num_settings * num_augmentations,

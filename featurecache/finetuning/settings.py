@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -33,7 +33,9 @@ class FineTuning(LayerOptions):
         metavar="F",
     )
     start: Sequence[str] = option(
-        ("fresh",), "output layer at first: drawn, or a linear head; repeat to choose", choices=("fresh", "probe")
+        (),
+        "output layer at first: drawn, or a linear head; repeat to choose (default: a linear head for a tail)",
+        choices=("fresh", "probe"),
     )
     augment: Sequence[TrainingAugmentation | None] = option(
         (None,),
@@ -56,6 +58,19 @@ class FineTuning(LayerOptions):
             except ValueError as error:
                 raise RequestError(str(error)) from None
 
+    def started(self, *, pretrained: bool) -> FineTuning:
+        """Return these settings with a start, if none was chosen.
+
+        A linear head for pretrained layers, which a drawn output layer would first pull away from what they are good
+        for; on the features of new layers it would be of no use.
+
+        Parameters
+        ----------
+        pretrained : bool
+            What is trained is the rest of a pretrained network.
+        """
+        return self if self.start else replace(self, start=("probe" if pretrained else "fresh",))
+
     def grid(self, n_samples: int = 0) -> list[Setting]:
         """Return all settings to choose among, the same for any number of samples."""
         searched: dict[str, Sequence[Any]] = {"learning_rate": self.learning_rate}
@@ -70,7 +85,7 @@ class FineTuning(LayerOptions):
         first = {
             "learning_rate": self.learning_rate[0],
             "pretrained_factor": self.pretrained_factor[0],
-            "start": self.start[0],
+            "start": self.start[0] if self.start else "fresh",
             "augment": self.augment[0],
         }
         return vars(self) | first

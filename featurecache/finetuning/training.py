@@ -125,7 +125,7 @@ class LayerTraining:
             budget=budget,
         )
         with feature_set.dataset.modality.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext():
-            for tuning in by_augmentation(self.tuning, feature_set):
+            for tuning in each_training(self.tuning, feature_set, head):
                 folder = self.checkpoint_folder(feature_set, head, tuning)
                 estimator.set_params(checkpoints=str(folder), **tuning.params())
                 named = NamedHead(head, estimator, tuning.grid)
@@ -170,7 +170,7 @@ class LayerTraining:
         feature_set, head
             As for `train_head`.
         tuning : FineTuning
-            One of `by_augmentation`.
+            One of `each_training`.
         """
         # What changes no number is left out, so that a killed training may be gone on with otherwise.
         identity = {name: value for name, value in vars(tuning).items() if name not in ("resume", "checkpoint_seconds")}
@@ -181,7 +181,7 @@ class LayerTraining:
     def remove_checkpoints(self, sets: Iterable[FeatureSet], heads: Sequence[str]) -> None:
         """Remove the checkpoints of trainings that are done; the folder around them with the last."""
         for feature_set, head in product(sets, heads):
-            for tuning in by_augmentation(self.tuning, feature_set):
+            for tuning in each_training(self.tuning, feature_set, head):
                 folder = self.checkpoint_folder(feature_set, head, tuning)
                 shutil.rmtree(folder, ignore_errors=True)
                 # Not empty as long as there are checkpoints of another training.
@@ -236,8 +236,18 @@ class LayerTraining:
                 yield ReportWarning(kind="layer_decay", count=1, text=text)
 
 
-def by_augmentation(tuning: FineTuning, feature_set: FeatureSet) -> list[FineTuning]:
-    """Return one for each augmentation that is for a feature set: views are of images alone."""
+def each_training(tuning: FineTuning, feature_set: FeatureSet, head: str) -> list[FineTuning]:
+    """Return the settings of each training: one for each augmentation that is for a feature set.
+
+    Parameters
+    ----------
+    tuning : FineTuning
+    feature_set : FeatureSet
+        Views are of images alone.
+    head : str
+        As for `LayerTraining.train`.
+    """
+    tuning = tuning.started(pretrained=head == TAIL)
     fit = [name for name in tuning.augment if name != "views" or isinstance(feature_set, ImageSet)]
     return [replace(tuning, augment=(name,)) for name in fit or [None]]
 

@@ -21,6 +21,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--from-tap", action="append", default=[], help="cached activations to train a tail from")
+    parser.add_argument("--start", choices=["fresh", "probe"], default="fresh", help="output layer at first")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind, whose mean is compared")
 
 
 def bench_recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -34,19 +36,27 @@ def bench_recipe(args: argparse.Namespace) -> dict[str, Any]:
     task = store.task(args.task)
     found: dict[str, Any] = {"classes": len(task.classes), **{f"{k} samples": v for k, v in task.counts().items()}}
     common = ["train", str(args.cache), "--task", args.task, "--backbone", args.backbone, "--look-at-test"]
-    layers = ["--weights", str(args.weights), "--epochs", str(args.epochs)]
+    layers = ["--head", "tail", "--weights", str(args.weights), "--epochs", str(args.epochs), "--start", args.start]
     runs = {
         "linear head": ["--head", "logistic", "--views", "0"],
-        **{f"tail from {tap}": ["--head", "tail", "--from-tap", tap, *layers] for tap in args.from_tap},
-        "whole network": ["--head", "tail", "--from-images", str(args.source), "--augment", "views", *layers],
+        **{f"tail from {tap}": ["--from-tap", tap, *layers] for tap in args.from_tap},
+        "whole network": ["--from-images", str(args.source), "--augment", "views", *layers],
     }
-    for name, options in runs.items():
-        found[name] = _test_accuracy([*common, *options])
-        print(f"{name}: {found[name]:.4f}", flush=True)
-    found["by hand"] = by_hand(args, store, task)
-    print(f"by hand: {found['by hand']:.4f}", flush=True)
-    ours = max(value for name, value in found.items() if name in runs)
-    return {**found, "best of ours - by hand": ours - found["by hand"]}
+    accuracies: dict[str, list[float]] = {}
+    # Seed by seed, so that a run that is stopped early has some of each kind.
+    for seed in range(args.seeds):
+        for name, options in runs.items():
+            found_here = _test_accuracy([*common, *options, "--random-state", str(seed)])
+            accuracies.setdefault(name, []).append(found_here)
+            print(f"seed {seed}, {name}: {found_here:.4f}", flush=True)
+        accuracies.setdefault("by hand", []).append(by_hand(args, store, task, seed))
+        print(f"seed {seed}, by hand: {accuracies['by hand'][-1]:.4f}", flush=True)
+    means = {name: float(np.mean(some)) for name, some in accuracies.items()}
+    for name, some in accuracies.items():
+        error = f" (standard error over seeds {np.std(some, ddof=1) / len(some) ** 0.5:.4f})" if args.seeds > 1 else ""
+        print(f"{name}: {means[name]:.4f}{error}", flush=True)
+    against = {f"{name} - by hand": means[name] - means["by hand"] for name in runs}
+    return {**found, **means, **against}
 
 
 def _test_accuracy(command: list[str]) -> float:
@@ -59,7 +69,7 @@ def _test_accuracy(command: list[str]) -> float:
     return float(result[result["reported"]]["accuracy"])
 
 
-def by_hand(args: argparse.Namespace, store: Any, task: Any) -> float:
+def by_hand(args: argparse.Namespace, store: Any, task: Any, seed: int = 0) -> float:
     """Train the whole network as people do, and return its accuracy on the test split."""
     import torch
     from PIL import Image
@@ -70,7 +80,7 @@ def by_hand(args: argparse.Namespace, store: Any, task: Any) -> float:
     import_torchvision()
     from torchvision.transforms import v2
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     module, new = _network(args.backbone, args.weights, len(task.classes))
     is_vit = "vit" in args.backbone
     mean, std = ([0.5] * 3, [0.5] * 3) if is_vit else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -88,7 +98,7 @@ def by_hand(args: argparse.Namespace, store: Any, task: Any) -> float:
     optimiser = torch.optim.AdamW([{"params": pretrained, "lr": 1e-4}, {"params": new, "lr": 1e-3}], weight_decay=0.05)
     steps = args.epochs * -(-len(train) // 32)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    rng, loss_of = np.random.default_rng(0), nn.CrossEntropyLoss()
+    rng, loss_of = np.random.default_rng(seed), nn.CrossEntropyLoss()
     for _ in range(args.epochs):
         module.train()
         order = rng.permutation(train)

@@ -489,7 +489,8 @@ def test_what_is_done_is_not_trained_again_and_others_are_left_alone(cache: Path
     tuning = FineTuning(learning_rate=(0.01,), epochs=2)
     training = LayerTraining(store=store, task=task, tuning=tuning, backbone=TINY)
     training.train_head(sets[0], "tail")
-    folders = [training.checkpoint_folder(each, "tail", tuning) for each in sets]
+    begun = tuning.started(pretrained=True)
+    folders = [training.checkpoint_folder(each, "tail", begun) for each in sets]
     kept = {path: path.stat().st_mtime_ns for path in folders[0].iterdir()}
     assert kept
     assert not folders[1].exists()

@@ -120,6 +120,25 @@ class SeenError(Exception):
     """Ends a ladder before anything is trained."""
 
 
+@pytest.mark.parametrize(
+    ("head", "chosen", "start"),
+    [
+        ("tail", (), "probe"),
+        ("tail", ("fresh",), "fresh"),
+        ("layers:conv", (), "fresh"),
+        ("layers:conv", ("probe",), "probe"),
+    ],
+)
+def test_the_rest_of_a_network_begins_at_a_linear_head_unless_another_start_is_chosen(
+    cache: FeatureStore, head: str, chosen: tuple[str, ...], start: str
+) -> None:
+    tuning = FineTuning(epochs=1, batch_size=BATCH, learning_rate=(1e-12,), start=chosen)
+    trained = training(cache, tuning).train_head(cache.find(tap="stem:none"), head).best.result.estimator
+    assert trained.start == start
+    if head == "tail":  # of steps that move nothing, the first loss tells where they began: a drawn layer knows nothing
+        assert (trained.losses_[0] < 0.9 * math.log(3)) == (start == "probe")
+
+
 def test_a_ladder_says_before_training_how_many_trainings_there_will_be(cache: FeatureStore) -> None:
     plans: list[LadderPlan] = []
 
