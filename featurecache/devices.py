@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -169,21 +168,3 @@ def float32_as(precision: Literal["ieee", "tf32"], device: str) -> Iterator[None
         for switch, earlier in zip(switches, before, strict=True):
             switch.fp32_precision = earlier
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
-
-
-def in_exact_float32(steps: Iterator[T], device: str) -> Iterator[T]:
-    """Yield what an iterator makes, each item in `exact_float32`; who takes the items computes as before.
-
-    Parameters
-    ----------
-    steps : iterator
-    device : str
-        Where they compute.
-    """
-    while True:
-        with exact_float32(device):
-            try:
-                item = next(steps)
-            except StopIteration:
-                return
-        yield item

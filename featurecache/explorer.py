@@ -108,8 +108,10 @@ def write_explorer_table(
     if feature_set.num_views is not None or not feature_set.is_pooled:
         raise RequestError(f"a map is made of plain, pooled features; {feature_set.tap} is not that")
     rows, num_left_out = _rows(store, feature_set, task, max_rows, random_state)
-    images = _image_column(store, source, rows)
-    columns: dict[str, Any] = {} if images is None else {"image": images}
+    images = [] if source is None else list(_thumbnails(store, source, rows))
+    columns: dict[str, Any] = {}
+    if any(images):  # as Parquet's explorers read them
+        columns["image"] = [None if image is None else {"bytes": image} for image in images]
     columns["name"] = [name.encode("utf-8", "replace").decode() for name in store.samples.uris_of(rows)]
     if task is not None:
         columns |= _columns_of_task(store, task, rows)
@@ -134,12 +136,6 @@ def _rows(
         return rows, 0
     some = np.random.default_rng(random_state).choice(rows, max_rows, replace=False)
     return np.sort(some), len(rows) - max_rows
-
-
-def _image_column(store: FeatureStore, source: Source | None, rows: Rows) -> list[dict[str, bytes] | None] | None:
-    """Return thumbnails as Parquet's explorers read them; None where there is not one."""
-    images = [] if source is None else list(_thumbnails(store, source, rows))
-    return [None if image is None else {"bytes": image} for image in images] if any(images) else None
 
 
 def _columns_of_features(X: NDArray[np.float32], map_by: MapName, random_state: int) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from featurecache.errors import MAX_EXAMPLES, ReportWarning, install_command, shortened
 from featurecache.files import open_regular
+from featurecache.records import PlainValues
 from featurecache.wording import counted
 
 
@@ -48,7 +49,7 @@ HIDDEN = "hidden"
 
 
 @dataclass(frozen=True, kw_only=True)
-class IgnoredFiles:
+class IgnoredFiles(PlainValues):
     """What a folder holds that is no input.
 
     Attributes
@@ -74,10 +75,6 @@ class IgnoredFiles:
     def count(self) -> int:
         """Number of all files."""
         return sum(self.images.values()) + sum(self.others.values())
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return {**asdict(self), "examples": list(self.examples), "folders": list(self.folders)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> IgnoredFiles:

@@ -11,17 +11,31 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import CorruptError, FormatVersionError, RequestError, shortened
 from featurecache.hashing import canonical_json, digest_bytes
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RECORD_VERSION = 2
 """The greatest that is read. Most records are of version 1; heads and tasks are of version 2 since their kinds have the
 field's names, so that a release which knows only the earlier names says that it is too old."""
 MAX_RECORD_BYTES = 16 << 20
+
+
+class PlainValues:
+    """A dataclass of plain values, which reports show as it is."""
+
+    __slots__ = ()
+
+    def to_json(self: DataclassInstance) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def encode_record(kind: str, body: Mapping[str, object], *, version: int = 1) -> bytes:

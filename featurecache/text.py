@@ -6,6 +6,7 @@ Entries are the bytes of the file system, so names that are no valid UTF-8 survi
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, overload
@@ -16,7 +17,26 @@ from numpy.typing import NDArray
 _BLOCK = 1 << 16
 
 
-class TextColumn(Sequence[str]):
+class _Texts(Sequence[str]):
+    """Text entries that are stored as bytes of the file system."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def bytes_at(self, index: int) -> bytes:
+        """Return the bytes of an entry."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return os.fsdecode(self.bytes_at(range(len(self))[index]))  # negative ones count from the end
+
+
+class TextColumn(_Texts):
     """Text entries: all bytes end to end, and where each entry starts.
 
     Parameters
@@ -141,15 +161,6 @@ class TextColumn(Sequence[str]):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        return os.fsdecode(self.bytes_at(range(len(self))[index]))  # negative ones count from the end
-
     def bytes_at(self, index: int) -> bytes:
         """Return the bytes of an entry."""
         return self.text[int(self.starts[index]) : int(self.starts[index + 1])].tobytes()
@@ -170,7 +181,7 @@ class TextColumn(Sequence[str]):
         return f"TextColumn of {len(self)} entries"
 
 
-class PrefixedText(Sequence[str]):
+class PrefixedText(_Texts):
     """Entries of which those that follow each other begin alike, as the names of files in a folder do.
 
     Parameters
@@ -196,7 +207,7 @@ class PrefixedText(Sequence[str]):
             raise ValueError("prefixes that are not in order")
         self.prefixes, self.starts, self.rests = prefixes, starts, rests
 
-    def encoded(self, index: int) -> bytes:
+    def bytes_at(self, index: int) -> bytes:
         """Return the bytes of an entry."""
         return self.prefixes.bytes_at(int(np.searchsorted(self.starts, index, side="right")) - 1) + self.rests.bytes_at(
             index
@@ -204,15 +215,6 @@ class PrefixedText(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.rests)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        return os.fsdecode(self.encoded(range(len(self))[index]))
 
 
 def narrowed(values: NDArray[Any], narrow: str, wide: str) -> tuple[str, NDArray[Any]]:

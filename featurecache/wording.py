@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _VERBS = {"is": "are", "has": "have", "was": "were"}
 
 
@@ -31,6 +33,11 @@ def counted(count: int, noun: str, *, of: int | None = None, verb: str = "") -> 
     several = _VERBS.get(verb, verb.removesuffix("s"))
     words = [f"{count:,}", *([] if of is None else [f"of {of:,}"]), noun if number == 1 else _plural(noun)]
     return " ".join([*words, *([verb if count == 1 else several] if verb else [])])
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """Write names for a message of one line: of many, the first ones and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _plural(noun: str) -> str:

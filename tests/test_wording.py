@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.wording import counted
+from featurecache.wording import counted, some_of
 
 pytestmark = pytest.mark.quick
 
@@ -19,6 +19,13 @@ THINGS += " pictures problems rows samples shards sources texts trainings views 
 BARE_NUMBER = re.compile(rf" ({'|'.join(THINGS.split())})\b(?!/s)")
 # No number stands there, or one that is settled here and is not one.
 NO_NUMBERS = re.compile(r"name|split|reported|dtype|modality|percent|join|_?[A-Z_]{4,}")
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_all_names_are_written_or_counted(number: int) -> None:
+    names = ["ant", "bee", "cow", "doe"][:number]
+    expected = ", ".join(names) if number <= 2 else f"ant, bee and {number - 2} more"
+    assert some_of(names, 2) == expected
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from featurecache.advice.probe import Floats, linear_probe
 from featurecache.evaluation.near_copies import NearCopies
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
-from featurecache.wording import counted
+from featurecache.wording import counted, some_of
 
 LEAST_ROWS = 5
 """Of a class in a split for evaluation; with fewer, its recall is anything."""
@@ -54,7 +54,7 @@ def count_findings(
         if missing or few:
             # Of a thousand classes a sentence names five; all of them are in the details.
             lacks = [
-                f"{what} of {', '.join(of[:5])}" + (f" and {len(of) - 5} more" if len(of) > 5 else "")
+                f"{what} of {some_of(of, 5)}"
                 for what, of in (("no sample", missing), (f"fewer than {LEAST_ROWS}", few))
                 if of
             ]

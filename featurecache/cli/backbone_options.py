@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 from typing import Any, get_args
 
 from featurecache.cli.options import add_renamed_option, add_weights_file_options, called
@@ -81,8 +82,9 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     parser._negative_number_matcher = re.compile(r"^-\d[\d.,eE+-]*$|^-\.\d+.*$")
     group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a text that count; the rest is cut off")
     # Both belong to the weights, so no default stands here.
-    group.add_argument("--mean", type=_three_numbers, metavar="R,G,B", help="is taken off pixels from 0 to 1")
-    group.add_argument("--std", type=_three_numbers, metavar="R,G,B", help="divides them then")
+    three = partial(_numbers, count=3, needed="three numbers like 0.5,0.5,0.5")
+    group.add_argument("--mean", type=three, metavar="R,G,B", help="is taken off pixels from 0 to 1")
+    group.add_argument("--std", type=three, metavar="R,G,B", help="divides them then")
 
 
 def requests_of(args: argparse.Namespace) -> list[BackboneRequest]:
@@ -105,10 +107,6 @@ def requests_of(args: argparse.Namespace) -> list[BackboneRequest]:
 
 def _pixel_range(text: str) -> str | tuple[float, ...]:
     return text if text in ("full", "image") else _numbers(text, 2, "full, image, or two numbers like 0,4095")
-
-
-def _three_numbers(text: str) -> tuple[float, ...]:
-    return _numbers(text, 3, "three numbers like 0.5,0.5,0.5")
 
 
 def _numbers(text: str, count: int, needed: str) -> tuple[float, ...]:

@@ -44,7 +44,6 @@ from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from featurecache.deployment.prediction import Prediction
-    from featurecache.deployment.prediction_job import PredictionJob
     from featurecache.deployment.saved import SavedHead
     from featurecache.errors import ReportWarning
 
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         parts=parts_of(args.out) if args.engine else None,
     )
     # Columns that the head does not know must not be found out after hours of work.
-    like = _like_of(args, job)
+    like = like_table(args.like, [item.name for item in job.listed[0]], job.saved.classes) if args.like else None
     table, tally, shared = _table_of(args, job.saved, like), _Tally(), None
     warnings += like.warnings if like else ()
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -213,11 +212,6 @@ def _check_table_options(args: argparse.Namespace) -> None:
             raise RequestError(f"{option} adds columns, and {'--columns' if args.columns else '--like'} names all")
     if args.top_k is not None and args.top_k < 1:
         raise RequestError(f"--top-k is a number of classes from 1 up; got {args.top_k}")
-
-
-def _like_of(args: argparse.Namespace, job: PredictionJob) -> LikeTable | None:
-    """Return the table that predictions are to be written like: rows of other inputs are told before any work."""
-    return like_table(args.like, job.listed[0].full_names(), job.saved.classes) if args.like else None
 
 
 def _table_of(args: argparse.Namespace, saved: SavedHead, like: LikeTable | None) -> PredictionTable:

@@ -51,10 +51,6 @@ class ListedInputs(Sequence[Input]):
     names: TextColumn
     starts: Sequence[int]
 
-    def full_names(self) -> list[str]:
-        """Return what people call the samples."""
-        return [item.name for item in self]
-
     def __len__(self) -> int:
         return len(self.names)
 

@@ -120,6 +120,7 @@ class End:
     first_bad: list[str] | None
 
 
+@dataclass(frozen=True, eq=False)
 class PartsFolder:
     """The folder of a run.
 
@@ -129,8 +130,7 @@ class PartsFolder:
         Made when it is first needed. Only what a run has put there is ever removed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @cached_property
     def leases(self) -> Leases:
@@ -301,10 +301,6 @@ class PartsFolder:
         for path in (self.path / "leases", self.path):
             with contextlib.suppress(OSError):
                 path.rmdir()
-
-    def num_parts(self) -> int:
-        """Count the parts that are finished."""
-        return sum(1 for _ in self.path.glob("part-*.gz"))
 
     def remove(self) -> None:
         """Remove all that runs have put here, and the folder where nothing else is in it."""

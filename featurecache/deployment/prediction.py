@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+
+from featurecache.records import PlainValues
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(PlainValues):
     """The prediction for one input; a bad input has a status and a reason instead.
 
     Attributes
@@ -35,7 +37,3 @@ class Prediction:
     numbers: dict[str, float] = field(default_factory=dict)
     p_value: float | None = None
     is_outlier: bool | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return asdict(self)

@@ -5,7 +5,7 @@ Where a head was right and wrong: each class, label or number by itself, and wha
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binom
@@ -13,6 +13,7 @@ from scipy.stats import binom
 from featurecache.evaluation.intervals import mean_interval
 from featurecache.evaluation.metrics import log_loss_rows
 from featurecache.evaluation.scores import OutputScores
+from featurecache.records import PlainValues
 from featurecache.specs import TASK_NOUN, TaskKind
 
 NUM_BINS = 10
@@ -32,7 +33,7 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class Calibration(PlainValues):
     """How the probabilities of predictions compare with how often these are right.
 
     Attributes
@@ -63,10 +64,6 @@ class Calibration:
     expected_calibration_error: float | None
     error_by_chance: float | None
     bins: list[Bin]
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 def calibration(y: np.ndarray, proba: np.ndarray, groups: np.ndarray | None = None) -> Calibration:

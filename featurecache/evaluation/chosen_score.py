@@ -13,7 +13,7 @@ Which of several heads is kept: the one with the best probabilities among those 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from featurecache.evaluation.bootstrap import num_units, weights_of_resamples
 from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.intervals import holding, wilson
 from featurecache.evaluation.measure import Measure
+from featurecache.records import PlainValues
 
 if TYPE_CHECKING:
     from featurecache.evaluation.trained_head import HeadResult
@@ -33,7 +34,7 @@ _RESAMPLES, _AT_ONCE = 500, 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChosenScore:
+class ChosenScore(PlainValues):
     """What the chosen head scored on the rows that chose it, and what choosing made of that.
 
     Attributes
@@ -53,10 +54,6 @@ class ChosenScore:
     low: float | None
     high: float | None
     num_heads: int
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 def chosen_score(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 from featurecache.errors import TaskError
 from featurecache.evaluation.intervals import Cells, group_intervals, holding, intervals
 from featurecache.heads.fitting import check_rows
+from featurecache.records import PlainValues
 from featurecache.wording import counted
 
 OutputScores = dict[str, str | float | None]
@@ -18,7 +19,7 @@ OutputScores = dict[str, str | float | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scores:
+class Scores(PlainValues):
     """Accuracy, balanced accuracy and macro F1 of ``n`` predictions, with 95 % intervals.
 
     Bounds are None where no interval can be given: of all scores with fewer than 5 groups, of balanced accuracy and
@@ -38,10 +39,6 @@ class Scores:
     """Mean F1 of the classes that occur among the labels or the predictions."""
     macro_f1_low: float | None
     macro_f1_high: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Return the fields as a dict of plain numbers, all finite, and None."""
-        return asdict(self)
 
 
 def score(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int, *, groups: np.ndarray | None = None) -> Scores:

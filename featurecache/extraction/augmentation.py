@@ -19,7 +19,7 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from featurecache.backbones.torchvision_compat import import_torchvision
-from featurecache.hashing import digest_bytes, digest_json
+from featurecache.hashing import digest_json
 from featurecache.resizing import resized, trimmed
 from featurecache.specs import PreprocessSpec, ViewSpec
 
@@ -50,27 +50,6 @@ class DrawFrom(TorchFunctionMode):
         if func.__name__ in _DRAWING:
             kwargs = {**kwargs, "generator": self._generator}
         return func(*args, **kwargs)
-
-
-def make_views(image: Image.Image, data: bytes, preprocess: PreprocessSpec, views: ViewSpec) -> NDArray[np.uint8]:
-    """Make the views of a decoded image.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        Upright RGB.
-    data : bytes
-        Content of its file: what views are drawn from.
-    preprocess : PreprocessSpec
-        All but ``channel_order``, ``mean`` and ``std`` are applied here; ``resize`` is for plain images only.
-    views : ViewSpec
-
-    Returns
-    -------
-    ndarray of uint8, shape (n_views, height and width of the crop, 3)
-    """
-    sample = digest_bytes(data)
-    return np.stack([make_view(image, sample, number, preprocess, views) for number in range(views.count)])
 
 
 def seed_of_view(views: ViewSpec, sample: str, number: int) -> int:

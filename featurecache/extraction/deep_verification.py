@@ -6,7 +6,7 @@ The other levels of verification (in ``store/``) ask whether a cache is what it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.recomputation import Inputs
 from featurecache.extraction.reproduction import may_be
 from featurecache.progress import Progress, Silent
+from featurecache.records import PlainValues
 from featurecache.sources.source import Source
 from featurecache.store.bad_inputs import TRANSIENT
 from featurecache.store.dtypes import decode
@@ -39,7 +40,7 @@ DEFAULT_ROWS = 64
 
 
 @dataclass
-class DeepVerification:
+class DeepVerification(PlainValues):
     """What came out of computing stored rows again, summed over feature sets.
 
     Attributes
@@ -57,10 +58,6 @@ class DeepVerification:
     num_identical: int = 0
     num_close: int = 0
     problems: list[Problem] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**vars(self), "problems": list(map(asdict, self.problems))}
 
 
 @dataclass(frozen=True)

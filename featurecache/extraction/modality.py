@@ -118,9 +118,10 @@ class ImageModality:
         if self.views is None:
             return np.asarray(resize_and_crop(image, self.spec), np.uint8)[None]
         # Late: it takes torch, which processes that load plain images do without.
-        from featurecache.extraction.augmentation import make_views
+        from featurecache.extraction.augmentation import make_view
 
-        return make_views(image, data, self.spec, self.views)
+        sample, numbers = digest_bytes(data), range(self.views.count)
+        return np.stack([make_view(image, sample, number, self.spec, self.views) for number in numbers])
 
 
 class PackedImages(ImageModality):

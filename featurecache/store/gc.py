@@ -15,6 +15,7 @@ import numpy as np
 from featurecache.atomic import is_partial
 from featurecache.errors import CorruptError
 from featurecache.hashing import digest_json
+from featurecache.records import PlainValues
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
 from featurecache.store.features import Features, body_of_rows, rows_of_commit
@@ -32,7 +33,7 @@ DEFAULT_AGE_HOURS = 24 * 7
 
 
 @dataclass
-class Garbage:
+class Garbage(PlainValues):
     """What was found, and whether it was removed."""
 
     leftovers: list[str] = field(default_factory=list)
@@ -43,10 +44,6 @@ class Garbage:
     unused_rows: int = 0
     """Feature rows (over all taps) whose sample no source holds any more."""
     removed: bool = False
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return dict(vars(self))
 
 
 def collect_garbage(

@@ -11,7 +11,7 @@ from featurecache.specs import TaskKind
 from featurecache.store.label_entries import BLANK, NO, YES
 from featurecache.store.labels import SPLIT_OF
 from featurecache.tables import PATH_COLUMNS, columns_of_files, first_line_is_row, plain_name, sample_columns
-from featurecache.wording import counted
+from featurecache.wording import counted, some_of
 
 # Compared as `plain_name` writes them; the first that a table has is taken.
 LABEL_COLUMNS = (
@@ -207,7 +207,7 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
             f"it has one column, {columns[0]!r}, and takes one that names the samples and one that says their label; "
             "if something unusual stands between columns, name it with --delimiter"
         )
-    raise NoKeyColumnError(key_candidates(columns, taken), f"it has: {_some(columns)}")
+    raise NoKeyColumnError(key_candidates(columns, taken), f"it has: {some_of(columns, _MOST_NAMED)}")
 
 
 def key_candidates(columns: Sequence[str], taken: Sequence[str]) -> list[str]:
@@ -253,7 +253,7 @@ def _label_columns(able: Sequence[str], kind: TaskKind, sample: Sequence[Mapping
         raise TaskError(f"no column is left that could say {what}; name it with --label-column")
     # How many values tell a class from a number or a note.
     counts = {name: len({*several} - {""}) for name, several in entries.items()}
-    named = _some([f"{name} ({counts[name]})" if name in counts else name for name in left])
+    named = some_of([f"{name} ({counts[name]})" if name in counts else name for name in left], _MOST_NAMED)
     raise TaskError(
         f"it does not say which column holds {what} (in brackets its distinct values in "
         f"{counted(len(sample), 'row')}): {named}; "
@@ -282,9 +282,3 @@ def holds_one_each(columns: Sequence[str], sample: Sequence[Mapping[str | None, 
     held = [[entry in YES for entry in row] for row in rows]
     # What all rows are is no class among others.
     return all(sum(row) == 1 for row in held) and len({tuple(row) for row in held}) > 1
-
-
-def _some(columns: Sequence[str]) -> str:
-    """Return names of columns for a message of one line: of very many, the first ones."""
-    more = f" and {len(columns) - _MOST_NAMED} more" if len(columns) > _MOST_NAMED else ""
-    return ", ".join(columns[:_MOST_NAMED]) + more

@@ -10,7 +10,7 @@ from featurecache.errors import TaskError
 from featurecache.store.label_matching import is_sample_id, loose_forms, match_names, name_of
 from featurecache.store.labels import Label
 from featurecache.tables import Row, Table, first_line_is_row, sample_columns
-from featurecache.wording import counted
+from featurecache.wording import counted, some_of
 
 MOST_ROWS = 10_000
 MOST_FIELDS = 1_000_000
@@ -112,9 +112,8 @@ def search_key_column(columns: Sequence[str], rows: Sequence[Row], names: Sequen
     entries = {column: [row.get(column) or "" for row in rows] for column in columns}
     matches = match_columns(entries, names)
     # The nearest first, where not all are named.
-    shown = sorted(matches, key=lambda match: -match.num_matched)[:_MOST_NAMED]
-    more = f" and {len(matches) - _MOST_NAMED} more" if len(matches) > _MOST_NAMED else ""
-    tried = f"of {counted(len(rows), 'row')} so many name samples of the source: {', '.join(map(str, shown))}{more}"
+    shown = some_of([str(match) for match in sorted(matches, key=lambda match: -match.num_matched)], _MOST_NAMED)
+    tried = f"of {counted(len(rows), 'row')} so many name samples of the source: {shown}"
     return chosen_column(matches, len(names)), tried
 
 

@@ -59,13 +59,17 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
 
 def describe_tasks(store: FeatureStore) -> list[dict[str, Any]]:
     """Describe every task: classes, splits, where the labels came from, and what trainings on it chose."""
-    histories = {name: map(msgspec.to_builtins, store.history(name).abouts()) for name in store.task_names()}
-    return [{**_of_task(store.task(name)), "history": list(history)} for name, history in histories.items()]
-
-
-def _of_task(task: Task) -> dict[str, Any]:
-    counts, classes = task.counts(), class_counts(task)
-    return {"task": task.name, "kind": task.kind, "classes": classes, "counts": counts, "about": task.about}
+    return [
+        {
+            "task": task.name,
+            "kind": task.kind,
+            "classes": class_counts(task),
+            "counts": task.counts(),
+            "about": task.about,
+            "history": [msgspec.to_builtins(about) for about in store.history(task.name).abouts()],
+        }
+        for task in map(store.task, store.task_names())
+    ]
 
 
 def describe_task(store: FeatureStore, task: Task) -> dict[str, Any]:

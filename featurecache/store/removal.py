@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from featurecache.atomic import partial_name
 from featurecache.errors import RequestError, StoreError, UnknownNameError
+from featurecache.records import PlainValues
 from featurecache.store.naming import is_name
 from featurecache.store.store import FeatureStore
 
@@ -17,7 +18,7 @@ Kind = Literal["head", "task", "features"]
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(PlainValues):
     """What was removed, or would be.
 
     Attributes
@@ -35,10 +36,6 @@ class Removal:
     paths: tuple[str, ...]
     num_bytes: int
     is_dry: bool
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return {**asdict(self), "paths": list(self.paths)}
 
 
 def remove(store: FeatureStore, kind: Kind, name: str, *, dry_run: bool = False) -> Removal:

@@ -15,7 +15,7 @@ from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Ids, find_ids
 from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
 from featurecache.store.tasks import Task, class_counts, known_of
-from featurecache.wording import counted
+from featurecache.wording import counted, some_of
 
 _MOST_NAMES = 5
 """In a message of one line."""
@@ -161,7 +161,7 @@ def check_splits(task: Task) -> None:
     if task.kind != "classification":
         known = known_of(targets["train"], task.kind).any(axis=0)
         if not known.all():
-            names = _some_names(task, np.flatnonzero(~known).tolist())
+            names = some_of([repr(task.classes[number]) for number in np.flatnonzero(~known)], _MOST_NAMES)
             raise TaskError(
                 f"task {task.name!r}: {names} is not known for any sample of the train part; leave it out, or "
                 "correct the splits"
@@ -174,7 +174,7 @@ def check_splits(task: Task) -> None:
     }
     for split in ("validation", "test"):
         if unseen := present[split] - present["train"]:
-            names = _some_names(task, sorted(unseen))
+            names = some_of([repr(task.classes[number]) for number in sorted(unseen)], _MOST_NAMES)
             raise TaskError(
                 f"task {task.name!r}: {names} occurs in the {split} part but never in train; correct the splits"
             )
@@ -199,9 +199,3 @@ def few_left_warnings(task: Task) -> list[ReportWarning]:
         "them; name fewer, or another label column"
     )
     return [ReportWarning(kind="few_left", count=num_left, text=text)]
-
-
-def _some_names(task: Task, numbers: Sequence[int]) -> str:
-    """Return the names of classes, of many of them the first ones."""
-    names = ", ".join(repr(task.classes[number]) for number in numbers[:_MOST_NAMES])
-    return names + (f" and {len(numbers) - _MOST_NAMES} more" if len(numbers) > _MOST_NAMES else "")

@@ -343,7 +343,7 @@ class UnitIndex:
         for index, number in zip(indices.tolist(), units, strict=True):
             at, unit = self.units[number].tolist()
             part, names = self.parts[at], self.part_names(at)
-            found.append(names.encoded(int(part.starts[unit]) + index - int(self.offsets[number])))
+            found.append(names.bytes_at(int(part.starts[unit]) + index - int(self.offsets[number])))
         return found
 
     def sizes_of(self, indices: NDArray[np.int64], units: NDArray[np.int64]) -> NDArray[np.int64]:

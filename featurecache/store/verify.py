@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from featurecache.errors import CorruptError, FeatureCacheError, RequestError, command_line, shortened
 from featurecache.hashing import digest_file
-from featurecache.records import read_record
+from featurecache.records import PlainValues, read_record
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array, decode
 from featurecache.store.feature_sets import read_spec
@@ -56,17 +56,13 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(PlainValues):
     """What was checked, and the problems that were found."""
 
     level: str
     num_shards: int
     num_bytes: int
     problems: tuple[Problem, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return {**asdict(self), "problems": list(map(asdict, self.problems))}
 
 
 def verify(

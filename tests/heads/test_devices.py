@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,30 +86,14 @@ def test_copies_to_a_gpu_are_pinned_and_not_waited_for() -> None:
     assert calls == [("cpu", {})]
 
 
-def test_who_takes_exact_results_computes_as_before() -> None:
-    before = precisions()
-    assert before != {"ieee"}
-    seen = []
-
-    def steps() -> Iterator[int]:
-        for number in range(3):
-            seen.append(precisions())
-            yield number
-
-    for number in devices.in_exact_float32(steps(), "cuda"):
-        assert precisions() == before
-        assert len(seen) == number + 1
-    assert seen == [{"ieee"}] * 3
-
-
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contexts are entered as for a GPU; all is computed on the CPU."""
     real = devices.exact_float32
     from featurecache.heads.gradient import estimators
-    from featurecache.heads.solver import path_search
+    from featurecache.heads.solver import path, path_search
 
-    for module in (devices, estimators, path_search, layer_training, finetuned):
+    for module in (devices, estimators, path, path_search, layer_training, finetuned):
         monkeypatch.setattr(module, "exact_float32", lambda device: real("cuda"))
 
 
@@ -121,6 +104,19 @@ def test_heads_are_fitted_in_exact_float32(head: str, monkeypatch: pytest.Monkey
     real = FoldBlocks.__iter__
     monkeypatch.setattr(FoldBlocks, "__iter__", lambda rows: seen.update(precisions()) or real(rows))
     fc.make_head(head).fit(X, y)
+    assert seen == {"ieee"}
+    assert precisions() == before
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_who_takes_heads_of_a_path_computes_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = precisions(), set()
+    assert before != {"ieee"}
+    real = FoldBlocks.__iter__
+    monkeypatch.setattr(FoldBlocks, "__iter__", lambda rows: seen.update(precisions()) or real(rows))
+    settings = [{"C": 1e-4}, {"C": 1e-2}, {"C": 1.0}]
+    found = fc.make_head("logistic").fit_path(X, y, np.arange(400) % 3, settings)  # type: ignore[attr-defined]
+    assert [(setting, precisions()) for setting, _ in found] == [(setting, before) for setting in settings]
     assert seen == {"ieee"}
     assert precisions() == before
 

@@ -40,11 +40,9 @@ class Loss(Protocol):
 
     def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each problem in each row (M, n), and its slope (M, K, n); ``margins_MKn`` is consumed."""
-        ...
 
     def second(self, margins_MKn: Tensor, y_n: Tensor) -> Second:
         """Return the second derivatives in each row; ``margins_MKn`` is consumed."""
-        ...
 
 
 class Second(NamedTuple):

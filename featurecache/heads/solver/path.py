@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurecache.devices import in_exact_float32
+from featurecache.devices import exact_float32
 from featurecache.heads.checks import has_few_rows, is_small
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
 from featurecache.heads.solver.curvature import History, Preconditioner
@@ -106,44 +106,45 @@ class LinearPath:
         ------
         Solutions
         """
-        return in_exact_float32(self._solve(data, problem, Cs, start, precise), data.device)
+        # Each solution by itself: who takes them computes between them as before.
+        with exact_float32(data.device):
+            objective, spaces = self._objective(data, problem)
+            if start is not None and spaces is not None:
+                start = spaces.inside(start)
+            minimise = self._minimiser(objective, start, precise=precise)
+        for C in Cs:
+            with exact_float32(data.device):
+                theta, num_iterations, converged = minimise(1.0 / (C * objective.moments.weight_G))
+                weights, intercept = objective.raw(theta)
+                if spaces is not None:
+                    weights, intercept, theta = spaces.outside(weights, intercept, theta)
+            yield Solutions(C, weights, intercept, num_iterations, converged, theta)
 
-    def _solve(
-        self, data: FoldBlocks, problem: LinearProblem, Cs: Iterable[float], start: Tensor | None, precise: bool
-    ) -> Iterator[Solutions]:
+    def _objective(self, data: FoldBlocks, problem: LinearProblem) -> tuple[Objective, RowSpaces | None]:
+        """Return what is minimised, and the spaces that it is minimised in where rows are few."""
         num_rows, num_features = data.num_rows, data.num_features
-        small, of_folds = is_small(num_rows, num_features), Moments.of(data)
+        of_folds = Moments.of(data)
         of_groups = zip(*(of_folds.without(fold) for fold in problem.left_out), strict=True)
         weight_G, mean_GD, scale_GD, counts_GC = map(torch.stack, of_groups)
         _, mean_D, scale_D, _ = of_folds.without(NO_FOLD)
         moments = GroupMoments(weight_G, mean_GD, scale_GD, counts_GC, mean_D, scale_D)
         moments = moments if self.standardize else moments.unscaled(num_features)
-        spaces = None
         if has_few_rows(num_rows, num_features):
             # Standardised on the way into the spaces, whose axes are mixtures of features.
             spaces = RowSpaces(data, moments.mean_GD, moments.scale_GD)
             blocks, moments = spaces.blocks, moments.unscaled(spaces.blocks[0].X.shape[-1])
-            objective = Objective(data, problem, moments, blocks)
-        elif num_rows * num_features <= _FOLD_BLOCKS_FROM and data.folds != [NO_FOLD]:
+            return Objective(data, problem, moments, blocks), spaces
+        if num_rows * num_features <= _FOLD_BLOCKS_FROM and data.folds != [NO_FOLD]:
             # The same rows, in blocks that do not heed folds.
-            objective = Objective(data, problem, moments, replace(data, fold=np.full(num_rows, NO_FOLD)))
-        else:
-            objective = Objective(data, problem, moments, data)
-        dtype = torch.float64 if small else data.dtype
-        if start is not None and spaces is not None:
-            start = spaces.inside(start)
-        solve = self._solver(objective, dtype, start, precise=precise, small=small)
-        for C in Cs:
-            theta, num_iterations, converged = solve(1.0 / (C * moments.weight_G))
-            weights, intercept = objective.raw(theta)
-            if spaces is not None:
-                weights, intercept, theta = spaces.outside(weights, intercept, theta)
-            yield Solutions(C, weights, intercept, num_iterations, converged, theta)
+            return Objective(data, problem, moments, replace(data, fold=np.full(num_rows, NO_FOLD))), None
+        return Objective(data, problem, moments, data), None
 
-    def _solver(
-        self, objective: Objective, dtype: torch.dtype, start: Tensor | None, *, precise: bool, small: bool
+    def _minimiser(
+        self, objective: Objective, start: Tensor | None, *, precise: bool
     ) -> Callable[[Tensor], tuple[Tensor, NDArray[np.int64], NDArray[np.bool_]]]:
         """Return what minimises for a penalty, and returns solutions, passes over the rows, and which converged."""
+        data = objective.data
+        small = is_small(data.num_rows, data.num_features)
         if precise and small:
             return partial(NewtonMinimiser(objective, self.max_iter, self.tol / 100).solve, start=start)
         # What a quasi-Newton step promises was seen to be up to ten times less than what is left to gain, and on 1,280
@@ -151,7 +152,7 @@ class LinearPath:
         # end with.
         share = 100 if precise else 10
         tolerance = Tolerance(decrease=self.tol / share, gradient=self.tol / share / 10, max_iter=self.max_iter)
-        return Minimiser(objective, tolerance, dtype, start).solve
+        return Minimiser(objective, tolerance, torch.float64 if small else data.dtype, start).solve
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,9 @@ class Minimiser:
             gradient = torch.where(better[:, None, None], gradient_there, gradient)
             value = torch.where(better, value_there, value)
         while True:
-            step = -self._history.direction(gradient, partial(self._guess, penalty_G=penalty_G))
+            step = -self._history.direction(
+                gradient, lambda slopes: self._precondition(slopes, penalty_G) * self._scale[:, None, None]
+            )
             slope = (gradient * step).sum((1, 2)).double()
             self._mark_converged(value, gradient, slope)
             exceeded = self.num_iterations >= self._tolerance.max_iter
@@ -332,9 +335,6 @@ class Minimiser:
         self.theta, self._scale = self.theta.double(), self._scale.double()
         self._steepest = self._steepest.double()
         self._before = None if self._before is None else self._before.double()
-
-    def _guess(self, gradient: Tensor, penalty_G: Tensor) -> Tensor:
-        return self._precondition(gradient, penalty_G) * self._scale[:, None, None]
 
     def _remember(self, moved: Tensor, changed: Tensor, active: Tensor, penalty_G: Tensor) -> None:
         """Add steps and their changes of gradient to the history, and now and then rescale the first guess by them."""
