@@ -17,7 +17,7 @@ PATTERN = "p-*.tar"
 
 
 def write_tars(photos: Path, folder: Path, *, count: int) -> str:
-    """Write the images of a folder into tars, of which neighbours hold copies of each other, and return their pattern."""
+    """Write the images of a folder into tars, copies into neighbours, and return the pattern of the tars."""
     folder.mkdir(parents=True)
     for number in range(count):
         with tarfile.open(folder / f"p-{number}.tar", "w") as tar:

@@ -7,7 +7,6 @@ parts lie loose. After all looks the tars are extracted again: damage must be me
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from trials.common import run_child
 from trials.crashes import is_one_clear_line
 from trials.hostile.contents import as_type, shaped, value_of
 from trials.hostile.fields import fields_of, replace_field
-from trials.hostile.forgery import MEMORY, WRONG, Attack, Forgery, signed
+from trials.hostile.forgery import MEMORY, WRONG, Attack, Forgery
 from trials.hostile.links import WAYS
 
 PARTS = "sources/*/parts"
@@ -204,8 +203,8 @@ def _parts(names: Callable[[list[str]], list[Any]]) -> Change:
 
 
 LISTING: dict[str, Change] = {
-    "units of a part that is not": _moved("unit", lambda values: values + [99, 0]),
-    "units that are not": _moved("unit", lambda values: values + [0, 99]),
+    "units of a part that is not": _moved("unit", lambda values: values + np.array([99, 0])),
+    "units that are not": _moved("unit", lambda values: values + np.array([0, 99])),
     "units before all": _moved("unit", lambda values: values - 7),
     "units twice": _moved("unit", lambda values: np.concatenate([values, values])),
     "units backwards": _moved("unit", lambda values: values[::-1]),
