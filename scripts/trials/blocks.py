@@ -30,9 +30,9 @@ def extract_blocks(pattern: str, cache: Path, *, shard_rows: int = 3) -> int:
     """Extract, as the command line does; each tar is a block, is written down by itself, and is settled at once."""
     from featurecache.cli import main
     from featurecache.extraction import blocks, unit_scan
-    from featurecache.sources import tars
+    from featurecache.sources import file_units
 
-    blocks._BLOCK_BYTES, unit_scan._MOST_UNITS, tars.UNSETTLED_NS = 1, 1, -(10**18)
+    blocks._BLOCK_BYTES, unit_scan._MOST_UNITS, file_units.UNSETTLED_NS = 1, 1, -(10**18)
     numbers = ["--batch-size", "4", "--shard-rows", str(shard_rows), "--jobs", "1", "--max-bad", "1"]
     command = ["extract", pattern, "--cache", str(cache), "--backbone", BACKBONE, "--runtime", "torch", "--quiet"]
     return main([*command, *numbers])

@@ -96,7 +96,7 @@ def _cause(problem: str) -> str:
 
 
 def _in_child(work: Callable[[], int]) -> None:
-    ended = run_child(work, timeout=120)
+    ended = run_child(work, timeout=600)
     if ended.status:
         raise RuntimeError(f"the good cache could not be made: {ended.error}")
 
