@@ -271,18 +271,25 @@ class _FarFile(io.RawIOBase):
 
 
 def image_columns(path: Path) -> tuple[list[str], list[str]]:
-    """Return the columns of a file, and those that may hold encoded images; none where it is no Parquet file.
+    """Return the columns of a file, and those that may hold encoded images; none where that cannot be told.
 
     Parameters
     ----------
     path : Path
+
+    Raises
+    ------
+    SourceError
+        It is no whole Parquet file.
     """
-    if find_spec("pyarrow") is not None:
-        arrow, parquet = _modules()
-        with suppress(arrow.ArrowException, OSError), open_regular(path):
-            schema = parquet.read_schema(path)
-            return schema.names, [*_columns_of_bytes(schema)]
-    return [], []
+    if find_spec("pyarrow") is None or not path.is_file():
+        return [], []
+    arrow, parquet = _modules()
+    try:
+        schema = parquet.read_schema(path)
+    except (arrow.ArrowException, OSError) as error:
+        raise SourceError(f"{path} is no whole Parquet file: {shortened(str(error), 200)}") from None
+    return schema.names, [*_columns_of_bytes(schema)]
 
 
 def _columns_of_bytes(schema: Any) -> dict[str, str]:
