@@ -182,11 +182,19 @@ ROWS_OF_ZEROS = b"a,b\n" + b"0,0\n" * (1 << 20)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv.gz", gzip.compress(PLAIN.encode())[:-20], "it is no whole gzip file"),
-        ("t.csv.gz", gzip.compress(PLAIN.encode())[:40] + b"\0" * 100, "it is no whole gzip file"),
-        ("t.csv.gz", gzip.compress(ROWS_OF_ZEROS), "it inflates to more than 1 MiB; unpack it"),
-        ("t.csv.gz", gzip.compress(gzip.compress(b"a,b\n")), "compressed by gzip over what is compressed already"),
-        ("t.parquet.gz", gzip.compress(b"PAR1 and more"), "compressed by gzip over what is compressed already"),
+        ("t.csv.gz", gzip.compress(PLAIN.encode(), mtime=0)[:-20], "it is no whole gzip file"),
+        ("t.csv.gz", gzip.compress(PLAIN.encode(), mtime=0)[:40] + b"\0" * 100, "it is no whole gzip file"),
+        ("t.csv.gz", gzip.compress(ROWS_OF_ZEROS, mtime=0), "it inflates to more than 1 MiB; unpack it"),
+        (
+            "t.csv.gz",
+            gzip.compress(gzip.compress(b"a,b\n", mtime=0), mtime=0),
+            "compressed by gzip over what is compressed already",
+        ),
+        (
+            "t.parquet.gz",
+            gzip.compress(b"PAR1 and more", mtime=0),
+            "compressed by gzip over what is compressed already",
+        ),
         ("t.csv.bz2", bz2.compress(PLAIN.encode()), "it is compressed by bzip2; unpack it to CSV UTF-8"),
         ("t.csv.xz", lzma.compress(PLAIN.encode()), "it is compressed by xz; unpack it to CSV UTF-8"),
         ("t.csv.zst", b"\x28\xb5\x2f\xfd and more", "it is compressed by zstd; unpack it to CSV UTF-8"),

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 _CARRIERS = (".tar", ".tar.gz", ".tgz", ".parquet")
 """Suffixes of what may carry images with their labels."""
+_OF_TABLES = (
+    *(f"{word}_column" for word in ("label", "group", "weight", "domain", "split", "text")),
+    *("delimiter", "no_header", "keep_na", "class_folder"),
+)
+"""Options that say how a table is read, which are refused rather than ignored where there is none."""
 _MOST_CLASSES = 50
 """In a table on a terminal."""
 
@@ -236,9 +241,10 @@ def _carried_labels(args: argparse.Namespace) -> TableLabels | None:
     spec = source_spec(args.labels, path_column=args.path_column)
     if spec.kind not in ("tars", "parquet"):
         return None
-    if args.kind != "classification" or args.label_column:
+    given = ["kind"] if args.kind != "classification" else []
+    if given := given + [option for option in _OF_TABLES if getattr(args, option)]:
         raise RequestError(
-            f"{args.labels} carries one class for each image; leave --kind and --label-column out, or give a table"
+            f"{args.labels} carries one class for each image; leave {option_name(given[0])} out, or give a table"
         )
     if (found := labels_in_source(spec, open_spec(spec))) is None:
         raise RequestError(f"{args.labels} carries no labels; give a table, or --from-folders")

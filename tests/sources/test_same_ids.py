@@ -232,9 +232,10 @@ def test_tars_carry_labels_and_run_takes_them(photos: Path, tmp_path: Path, call
     status, added, err = call("task", "add", tmp_path / "c", "again", pattern)
     assert status == 0, err
     assert added == out[out.index("task run:") :].replace("task run:", "task again:")[: len(added)]
-    status, _, err = call("task", "add", tmp_path / "c", "several", pattern, "--kind", "multilabel")
-    assert status == 2
-    assert "carries one class for each image; leave --kind and --label-column out" in err
+    for given in (["--kind", "multilabel"], ["--label-column", "x"], ["--group-column", "x"], ["--keep-na"]):
+        status, _, err = call("task", "add", tmp_path / "c", "several", pattern, *given)
+        assert status == 2
+        assert f"carries one class for each image; leave {given[0]} out" in err
     with tarfile.open(tmp_path / "bare.tar", "w") as tar:
         tar.add(photos, "photos")
     status, _, err = call("task", "add", tmp_path / "c", "none", tmp_path / "bare.tar")
