@@ -24,6 +24,7 @@
     python scripts/benchmark.py texts --texts 320
     python scripts/benchmark.py units --samples 1000000
     python scripts/benchmark.py passes
+    python scripts/benchmark.py passes --parquet
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.

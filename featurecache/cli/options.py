@@ -180,7 +180,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "source",
         type=source_argument,
         metavar="SOURCE",
-        help="folder of images, table, tar files, zip, HDF5 file, or URL of a folder",
+        help="folder of images, table, tar or Parquet files, zip, HDF5 file, or URL of a folder",
     )
     add_table_options(parser)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of the cache (default: SOURCE.cache)")

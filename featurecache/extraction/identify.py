@@ -52,8 +52,10 @@ def identified(
         That the entries are of; all of the source when left out.
     """
     progress.start("reading", len(unknown))
-    # Without stamps every sample is read at each scan: one pass over each unit is the quickest.
-    if not entries.has_stamps:
+    # Without stamps every sample is read at each scan: one pass over each unit is the quickest. Of what was read before
+    # but for some samples, that would read all of them again.
+    is_whole = getattr(source, "reads_units", False) and len(unknown) == len(entries.names)
+    if is_whole or not entries.has_stamps:
         return _read_whole(source, source.units() if units is None else units, entries, progress, kept)
     return _read_each(source, entries, unknown, progress, kept)
 
@@ -100,11 +102,10 @@ def _identify(data: bytes, kept: Spill | None) -> bytes:
 def _read_whole(
     source: Source, units: Iterable[Unit], entries: Entries, progress: Progress, kept: Spill | None
 ) -> Iterator[tuple[NDArray[np.int64], Ids]]:
-    """Read every unit in one go, where no entry has a stamp: of a table that is one pass instead of a million calls."""
+    """Read every unit in one go: of a table that is one pass instead of a million calls."""
     index_of = {name: index for index, name in enumerate(entries.names)}
     indices, lengths, digests = array("q"), array("q"), bytearray()
     for unit in units:
-        before = len(indices)
         for name, data in source.read(unit):
             # What came after the listing is for the next scan.
             if (index := index_of.pop(name, None)) is None:
@@ -112,15 +113,24 @@ def _read_whole(
             indices.append(index)
             lengths.append(len(data))
             digests += _identify(data, kept)
-        progress.advance(len(indices) - before)
+            progress.advance(1)
     for name in index_of:  # what was given out has been taken from it
-        entries.problems.setdefault(name, "its source lists it and does not give it out")
+        entries.problems.setdefault(name, _why_not(source, name))
     entries.stamps[indices, 0] = lengths
     order = np.argsort(indices)  # rows follow the names, not the order of a table: two writers must agree on them
     ids = np.frombuffer(digests, np.uint8).reshape(-1, 32)
     for first in range(0, len(order), _BLOCK):
         block = order[first : first + _BLOCK]
         yield np.array(indices, np.int64)[block], ids[block]
+
+
+def _why_not(source: Source, name: str) -> str:
+    """Return why a sample was not given out with its unit."""
+    try:
+        source.open(name, stamp=None)
+    except InputError as error:
+        return error.reason
+    return "its source lists it and does not give it out"
 
 
 def known_rows(entries: Entries, before: Listing | None, num_samples: int) -> Rows:

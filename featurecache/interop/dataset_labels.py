@@ -1,4 +1,4 @@
-"""Labels that a source carries: data sets of torch, torchvision and Hugging Face, tables, tar files."""
+"""Labels that a source carries: data sets of torch, torchvision and Hugging Face, tables, tar and Parquet files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from featurecache.errors import TaskError
 from featurecache.sources.datasets import dataset_labels, is_dataset, is_hugging_face
 from featurecache.sources.opening import SourceSpec
+from featurecache.sources.parquet_images import ParquetImages
 from featurecache.sources.path_table import PathTable
 from featurecache.sources.source import Source
 from featurecache.sources.tars import Tars
@@ -78,7 +79,7 @@ def labels_in_source(source: Any, opened: Source, text_column: str | None = None
             delimiter=opened.delimiter,
             has_header=opened.has_header,
         )
-    if isinstance(opened, Tars):
+    if isinstance(opened, Tars | ParquetImages):
         found = tuple(Label(name, label) for name, label in opened.labels())
         origin = Path(opened.url).name
         return TableLabels(labels=found, origin=origin, root=opened.key) if found else None

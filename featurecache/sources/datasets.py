@@ -18,7 +18,7 @@ from featurecache.sources.path_list import PathList
 from featurecache.sources.source import Source
 
 _TARGETS = ("targets", "labels", "_labels", "y")
-_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "picture", "jpg", "png"), ("label", "labels", "class", "target")
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "picture", "jpg", "png"), ("label", "labels", "class", "target")
 
 
 def is_hugging_face(dataset: Any) -> bool:
@@ -121,7 +121,7 @@ def _hugging_face_images(dataset: Any) -> tuple[list[str], Callable[[int], Any]]
             raise RequestError("a data set that streams has no samples by number; load it without streaming=True")
         columns = [name for name, feature in data.features.items() if isinstance(feature, image_type)]
         # Of several columns of images that with a usual name; masks and depths are images too.
-        named = [name for name in _IMAGE_COLUMNS if name in columns] or columns
+        named = [name for name in IMAGE_COLUMNS if name in columns] or columns
         if not named:
             raise RequestError(f"the data set has no column of images; it has: {', '.join(data.features)}")
         # Undecoded, so that a sample has the id of the file with its bytes.
@@ -140,7 +140,7 @@ def _hugging_face_images(dataset: Any) -> tuple[list[str], Callable[[int], Any]]
 
 def _hugging_face_labels(dataset: Any) -> Iterator[tuple[str, str, str | None]]:
     for prefix, data in _data_by_prefix(dataset).items():
-        named = [column for column in _LABEL_COLUMNS if column in data.features]
+        named = [column for column in LABEL_COLUMNS if column in data.features]
         if not named:
             raise RequestError(f"the data set has no column of labels; it has: {', '.join(data.features)}")
         of_class = getattr(data.features[named[0]], "int2str", str)

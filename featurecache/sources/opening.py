@@ -19,10 +19,12 @@ from featurecache.errors import RequestError, SourceError, UnknownNameError, sho
 from featurecache.files import open_regular
 from featurecache.plugins import load_named
 from featurecache.sources.datasets import dataset_source, is_dataset, is_hugging_face
+from featurecache.sources.file_units import is_pattern
 from featurecache.sources.files import NamedFiles
 from featurecache.sources.folder import FolderSource
 from featurecache.sources.hdf5_arrays import Hdf5Arrays
 from featurecache.sources.in_memory import IndexedImages, InMemory, number_names
+from featurecache.sources.parquet_images import PARQUET_SUFFIX, ParquetImages, image_columns
 from featurecache.sources.path_list import PathList
 from featurecache.sources.path_table import PathTable
 from featurecache.sources.remote_files import is_remote
@@ -40,13 +42,14 @@ OWN: dict[str, Callable[..., Source]] = {
     "path_table": PathTable,
     "remote_folder": RemoteFolder,
     "tars": Tars,
+    "parquet": ParquetImages,
     "h5": Hdf5Arrays,
 }
 _HDF5 = (".h5", ".hdf5")
 _SAMPLE = 200
 """Rows by which a column of names of files is told."""
 _OBJECTS = (".pkl", ".pickle", ".pt", ".pth")
-_CONTAINERS = (*TAR_SUFFIXES, ".zip", *_HDF5)
+_CONTAINERS = (*TAR_SUFFIXES, PARQUET_SUFFIX, ".zip", *_HDF5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +88,11 @@ def source_spec(
     ----------
     path : path or str
         A folder of images; with ``text_column``, a table of texts (CSV, TSV, JSON or Parquet), and with ``path_column``
-        one of paths and URLs of images; tar files, one or a pattern; a zip file; an HDF5 file (``h5://FILE::ARRAY``); a
-        folder of any file system that fsspec knows (``s3://...``); or ``KIND://...`` of another distribution.
+        one of paths and URLs of images; tar files, or Parquet files that hold images, one or a pattern; a zip file; an
+        HDF5 file (``h5://FILE::ARRAY``); a folder of any file system that fsspec knows (``s3://...``); or
+        ``KIND://...`` of another distribution.
     text_column, path_column : str, optional
-        The column that holds the texts, or names the images.
+        The column that holds the texts, or names the images; of Parquet files also that which holds them.
     id_column : str, optional
         The column that names the rows of texts; their numbers where left out.
     allow_local_urls : bool
@@ -123,6 +127,8 @@ def source_spec(
         return spec("text_table", **of_texts, **form)
     if id_column is not None and "://" not in text:
         raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
+    if text.lower().endswith(PARQUET_SUFFIX) and _holds_images(text, path_column):
+        return spec("parquet", **({} if path_column is None else {"column": path_column}), **limit)
     if path_column is not None:
         return spec("path_table", path_column=path_column, **of_paths)
     if text.lower().endswith(TAR_SUFFIXES):
@@ -153,6 +159,8 @@ def open_spec(spec: SourceSpec) -> Source:
 
 def table_options(source: Source) -> tuple[str, ...]:
     """Return the options of the command line that open a table as it was opened; none for other sources."""
+    if isinstance(source, ParquetImages):
+        return () if source.column is None else ("--path-column", source.column)
     if not isinstance(source, TextTable | PathTable):
         return ()
     named = {
@@ -291,6 +299,22 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
     return [*sources, *([NamedFiles(files)] if files else [])]
 
 
+def _holds_images(path: str, column: str | None) -> bool:
+    """Tell whether Parquet files hold images, in some column or in this one, and not the names of files."""
+    if "://" in path or "::" in path or is_pattern(path) or "{" in path:
+        return True  # tables of names are one file of this machine
+    columns, of_bytes = image_columns(Path(path))
+    if column is not None:
+        return column in of_bytes
+    known = _columns_of_names(columns)
+    return bool(of_bytes) and (not known or known[0] in of_bytes)
+
+
+def _columns_of_names(columns: Sequence[str]) -> list[str]:
+    """Return the columns that are known to name images by files: one of ids does that too, but not by files."""
+    return [one for one in tables.sample_columns(columns) if not tables.plain_name(one).endswith("id")]
+
+
 def _known_column(path: Path, **form: Any) -> tuple[str | None, bool]:
     """Return the column of a table that names images by files, by its name or its entries, and whether it has a header.
 
@@ -301,8 +325,7 @@ def _known_column(path: Path, **form: Any) -> tuple[str | None, bool]:
         with suppress(tables.TableError), tables.open_table(path, **form) as table:
             if has_header and tables.first_line_is_row(table.columns) and table.format is not None:
                 return _known_column(path, **{**form, "has_header": False})
-            # A column of ids names images too, but no files.
-            known = [one for one in tables.sample_columns(table.columns) if not tables.plain_name(one).endswith("id")]
+            known = _columns_of_names(table.columns)
             of_files = tables.columns_of_files(table.columns, [row for _, row in islice(table, _SAMPLE)])
             return known[0] if known else of_files[0] if len(of_files) == 1 else None, has_header
     return None, has_header

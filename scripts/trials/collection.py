@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from trials.blocks import PATTERN, extract_blocks, problems_of_blocks, write_tars
 from trials.common import BACKBONE, Options, Tally, Truth, for_each, problems_of, run_child, warm_up, write_images
 from trials.injection import KILLS, Injection
 from trials.races import run_together
@@ -41,7 +43,14 @@ def try_gc(options: Options) -> list[Tally]:
         counts.update(result.get("value", {}).get("counts", {}))
     tally.numbers = dict(counts)
     tally.notes.append(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    return [tally]
+    if options.quick:
+        return [tally]
+    write_tars(photos, options.scratch / "tars", count=6)
+    cases = [(options.scratch, by_id, number) for number in range(100)]
+    beside = Tally("collections beside writers that hold blocks of tars lost or changed a row, or left what is gone")
+    for (_, _, number), result in zip(cases, for_each(cases, _collect_beside, jobs=options.jobs), strict=True):
+        beside.add(problems_of(result), label=f"case {number}")
+    return [tally, beside]
 
 
 def write(source: Path, cache: Path, shard_rows: int) -> int:
@@ -85,6 +94,50 @@ def _collect(case: tuple[Path, dict[str, bytes], int]) -> dict[str, Any]:
     for folder in (source, cache):
         shutil.rmtree(folder, ignore_errors=True)
     return {"problems": problems, "counts": counts}
+
+
+def _collect_beside(case: tuple[Path, dict[str, bytes], int]) -> dict[str, Any]:
+    """Collect while writers read tars in one pass, of which some are gone, after others were killed at that."""
+    scratch, truth, number = case
+    rng = random.Random(number)
+    tars, cache = scratch / f"tars{number}", scratch / f"blocks{number}"
+    shutil.copytree(scratch / "tars", tars)
+    pattern = str(tars / PATTERN)
+    if rng.random() < 0.5:  # a listing is there, and only the tars that come later are in no listing
+        for path in sorted(tars.iterdir())[3:]:
+            path.rename(scratch / f"{path.name}-{number}")
+        run_child(partial(extract_blocks, pattern, cache, shard_rows=rng.randint(2, 9)))
+        for path in scratch.glob(f"*.tar-{number}"):
+            path.rename(tars / path.name.removesuffix(f"-{number}"))
+    for _ in range(rng.randint(0, 2)):
+        run_child(partial(_killed_in_blocks, pattern, cache, rng.choice(KILLS), rng.randint(60, 2 * _NUM_CALLS)))
+    for path in rng.sample(sorted(tars.iterdir()), rng.randint(0, 3)):
+        path.rename(scratch / f"{path.name}-{number}")
+    writers = [partial(extract_blocks, pattern, cache, shard_rows=rng.randint(2, 9)) for _ in range(rng.choice((1, 2)))]
+    gcs = [partial(_late_gc, cache, rng.random() * 0.6) for _ in range(rng.choice((1, 2, 3)))]
+    problems = run_together([*writers, *gcs]) + problems_of_blocks(cache, pattern, truth)
+    problems += run_together([partial(_gc, cache)]) + problems_of_blocks(cache, pattern, truth) + _dead_rows(cache)
+    for path in scratch.glob(f"*.tar-{number}"):
+        path.rename(tars / path.name.removesuffix(f"-{number}"))
+    problems += run_together([partial(extract_blocks, pattern, cache)]) + problems_of_blocks(cache, pattern, truth)
+    for folder in (tars, cache):
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"problems": problems}
+
+
+def _killed_in_blocks(pattern: str, cache: Path, action: str, at: int) -> int:
+    Injection(cache, action, at).install()
+    return extract_blocks(pattern, cache)
+
+
+def _late_gc(cache: Path, delay: float) -> int:
+    """Collect again and again for a while."""
+    time.sleep(delay)
+    for _ in range(5):
+        if (cache / "FORMAT.json").exists() and (status := _gc(cache)):
+            return status
+        time.sleep(0.05)
+    return 0
 
 
 def _killed_writer(source: Path, cache: Path, shard_rows: int, action: str, at: int) -> int:

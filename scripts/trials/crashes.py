@@ -214,7 +214,7 @@ def _fail_at(trial: tuple[Scenario, str, int]) -> dict[str, Any]:
         problems += compare_snapshots(snapshot(cache), scenario.whole.files)[0]
     elif ended.status != 1:
         problems.append(f"ended with status {ended.status}: {ended.error[-300:]}")
-    elif not _is_one_clear_line(ended.error):
+    elif not is_one_clear_line(ended.error):
         problems.append(f"did not end with one clear line: {ended.error[-600:]!r}")
     result = _finish(scenario, cache, problems)
     result["counts"]["tolerated" if ended.status == 0 else "refused"] = 1
@@ -229,7 +229,7 @@ def _injected(scenario: Scenario, cache: Path, action: str, at: int) -> int:
     return run(scenario.source, cache, in_blocks=scenario.in_blocks)
 
 
-def _is_one_clear_line(error: str) -> bool:
+def is_one_clear_line(error: str) -> bool:
     return error.startswith("featurecache: error: ") and error.count("\n") == 1 and len(error) > 40
 
 

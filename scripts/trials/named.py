@@ -1,8 +1,8 @@
 """Everything with a name is one publication: two writers at once, readers beside them, and kills at every call.
 
-Whatever is found under the name is the old thing or a new one, whole. Kinds: heads, tasks, listings, exports (a folder,
-a file), reports, tables, pictures, and features
-in another type, of which the same command makes what is missing.
+Whatever is found under the name is the old thing or a new one, whole. Kinds: heads, tasks, listings, tars in one pass,
+exports (a folder, a file), reports, tables, pictures, and features in another type, of which the same command makes
+what is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trials import blocks
 from trials.common import (
     BACKBONE,
     Options,
@@ -215,17 +216,7 @@ def _read_program(place: Path) -> int:
 
 
 def _write_report(place: Path, variant: int) -> int:
-    options = [
-        "--batch-size",
-        "4",
-        "--runtime",
-        "torch",
-        "--quiet",
-        "--head",
-        HEADS[variant],
-        "--jobs",
-        "1",
-    ]
+    options = ["--batch-size", "4", "--runtime", "torch", "--quiet", "--head", HEADS[variant], "--jobs", "1"]
     return run_verb(["run", str(place / "photos"), "--cache", str(place / "cache"), "--backbone", BACKBONE, *options])
 
 
@@ -296,6 +287,7 @@ KINDS = {
         Kind("table", _write_table, _read_table),
         Kind("picture", _write_picture, _read_picture),
         Kind("report", _write_report, _read_report, many=False),
+        Kind("tars in one pass", blocks.write_variant, blocks.read_variant, many=False),
         Kind("export to a folder", partial(_export, out="out", format="safetensors"), _read_export, many=False),
         Kind("export to a file", partial(_export, out="out.pt2", format="torch"), _read_program, many=False),
     )
@@ -309,8 +301,8 @@ def _fresh(scratch: Path, kind: str) -> Path:
     """Return a copy of the base in which variant 0 of the kind stands under its name."""
     place = scratch / f"work-{random.SystemRandom().getrandbits(64):x}"
     shutil.copytree(scratch / "base", place)
-    if kind == "listing":  # sources are known by their place
-        _must(run_child(partial(_write_listing, place, 0)).status, [kind])
+    if kind in ("listing", "tars in one pass"):  # sources are known by their place
+        _must(run_child(partial(KINDS[kind].write, place, 0)).status, [kind])
     return place
 
 

@@ -28,6 +28,7 @@ from featurecache.extraction.work import work
 from featurecache.extraction.worker import Worker
 from featurecache.progress import Silent
 from featurecache.sources.opening import source_spec
+from featurecache.sources.parquet_images import ParquetImages, _Reader
 from featurecache.sources.tars import Tars
 from featurecache.spill import Spill
 from featurecache.store.gc import collect_garbage
@@ -61,8 +62,19 @@ def write_tars(folder: Path) -> str:
 def pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Tars with a copy of a sample in another block, and one within a block."""
     # A ctime cannot be set: all tars are settled.
-    monkeypatch.setattr("featurecache.sources.tars.UNSETTLED_NS", -(10**18))
+    monkeypatch.setattr("featurecache.sources.file_units.UNSETTLED_NS", -(10**18))
     return write_tars(tmp_path / "tars")
+
+
+def write_parquets(folder: Path) -> str:
+    """Write the images of the tars into Parquet files, some rows in a group, with a row that has none."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir()
+    for number in range(NUM_TARS):
+        copy = image_bytes(max(PER_TAR * number - 2, 0))
+        images = [*(image_bytes(PER_TAR * number + k) for k in range(PER_TAR)), None, copy]
+        parquet.write_table(arrow.table({"image": images}), folder / f"p-{number}.parquet", row_group_size=4)
+    return str(folder / "p-*.parquet")
 
 
 def extract(source: Any, cache: Path, **options: Any) -> ExtractionReport:
@@ -315,12 +327,73 @@ def test_a_run_that_ends_early_is_gone_on_with(
     check_same(report, expected)
 
 
+@pytest.fixture
+def parquets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Parquet files of which each is a block."""
+    monkeypatch.setattr("featurecache.sources.file_units.UNSETTLED_NS", -(10**18))
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 1)
+    return write_parquets(tmp_path / "files")
+
+
+@pytest.fixture(scope="module")
+def expected_of_parquets(tmp_path_factory: pytest.TempPathFactory) -> ExtractionReport:
+    """What is made of them where they were scanned before."""
+    folder = tmp_path_factory.mktemp("parquets")
+    return scanned_before(write_parquets(folder / "files"), folder / "c")
+
+
+def test_parquet_files_are_blocks_too(
+    parquets: str,
+    tmp_path: Path,
+    expected: ExtractionReport,
+    expected_of_parquets: ExtractionReport,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, real = Counter[str](), ParquetImages.read
+
+    def counted(self: ParquetImages, unit: Any) -> Any:
+        read[Path(unit.name).name] += 1
+        return real(self, unit)
+
+    monkeypatch.setattr(ParquetImages, "read", counted)
+    report = extract(parquets, tmp_path / "c")
+    check_same(report, expected_of_parquets)
+    assert read == {f"p-{number}.parquet": 1 for number in range(NUM_TARS)}
+    # The same images as those in the tars, by other names.
+    found, of_tars = features_by_name(report.store), features_by_name(expected.store)
+    assert {data for data in found.values() if data} == {data for data in of_tars.values() if data}
+    assert set(report.store.listings.all()[0].problems.values()) == {"the row holds no bytes"}
+    monkeypatch.setattr(_Reader, "batches", lambda self, group: pytest.fail("images were read again"))
+    # What has none is asked for again at each scan, as a member of a tar is that could not be read.
+    monkeypatch.setattr(_Reader, "row", lambda self, number: None)
+    assert extract(parquets, tmp_path / "c").num_extracted == 0
+
+
+@pytest.mark.parametrize(("owner", "name", "at"), [(ParquetImages, "open", 9), (Worker, "_publish", 3)])
+def test_a_run_over_parquet_files_is_gone_on_with(
+    parquets: str,
+    tmp_path: Path,
+    expected_of_parquets: ExtractionReport,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    at: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        breaking(patch, owner, name, at=at, error=RuntimeError("ended"))
+        with pytest.raises(RuntimeError, match="ended"):
+            extract(parquets, tmp_path / "c")
+    assert [*(tmp_path / "c").rglob("*.lease")] == []
+    check_same(extract(parquets, tmp_path / "c"), expected_of_parquets)
+
+
 RUN = """
 import os, signal, sys
 from pathlib import Path
 import test_blocks as tests
-from featurecache.sources import tars
-tars.UNSETTLED_NS = -(10**18)
+from featurecache.sources import file_units
+file_units.UNSETTLED_NS = -(10**18)
+tests.blocks._BLOCK_BYTES = min(tests.blocks._BLOCK_BYTES, int(sys.argv[6]))
 owner = getattr(tests, sys.argv[3])
 if sys.argv[4]:
     real, calls = getattr(owner, sys.argv[4]), iter(range(10**6))
@@ -334,8 +407,10 @@ tests.extract(sys.argv[1], Path(sys.argv[2]))
 
 
 def start(pattern: str, cache: Path, owner: str = "Tars", name: str = "", at: int = 0) -> subprocess.Popen[bytes]:
+    """Extract in a process of its own, which is killed at a call of a method."""
+    numbers = [str(at), str(blocks._BLOCK_BYTES)]
     environment = {**ENVIRONMENT, "PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}:{REPOSITORY / 'tests' / 'extraction'}"}
-    return subprocess.Popen([sys.executable, "-c", RUN, pattern, str(cache), owner, name, str(at)], env=environment)
+    return subprocess.Popen([sys.executable, "-c", RUN, pattern, str(cache), owner, name, *numbers], env=environment)
 
 
 @pytest.mark.slow
@@ -362,6 +437,22 @@ def test_one_of_two_processes_is_killed(
     killed = start(pattern, tmp_path / "alone", owner, name, at)
     assert killed.wait(300) == -signal.SIGKILL
     check_same(extract(pattern, tmp_path / "alone"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "at"),
+    [("ParquetImages", "open", 12), ("UnitWriter", "add", 2), ("Worker", "_publish", 4), ("UnitWriter", "finish", 0)],
+)
+def test_a_run_over_parquet_files_is_killed(
+    owner: str, name: str, at: int, parquets: str, tmp_path: Path, expected_of_parquets: ExtractionReport
+) -> None:
+    killed, other = start(parquets, tmp_path / "c", owner, name, at), start(parquets, tmp_path / "c")
+    assert [killed.wait(300), other.wait(300)] in ([-signal.SIGKILL, 0], [0, 0])
+    check_same(extract(parquets, tmp_path / "c"), expected_of_parquets)
+    killed = start(parquets, tmp_path / "alone", owner, name, at)
+    assert killed.wait(300) == -signal.SIGKILL
+    check_same(extract(parquets, tmp_path / "alone"), expected_of_parquets)
 
 
 @pytest.mark.slow

@@ -245,14 +245,14 @@ def _set_starts(change: Callable[[np.ndarray], np.ndarray], arrays: dict[str, An
     arrays["text_start"] = ("uint64", np.ascontiguousarray(change(arrays["text_start"][1]), "<u8"))
 
 
-def _value(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+def value_of(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     def change(arrays: dict[str, Any], body: dict[str, Any]) -> None:
         arrays[name][1][0] = value
 
     return change
 
 
-def _as_type(name: str, dtype: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+def as_type(name: str, dtype: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     from featurecache.store.dtypes import STORED
 
     def change(arrays: dict[str, Any], body: dict[str, Any]) -> None:
@@ -261,7 +261,7 @@ def _as_type(name: str, dtype: str) -> Callable[[dict[str, Any], dict[str, Any]]
     return change
 
 
-def _shaped(name: str, shape: tuple[int, ...]) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+def shaped(name: str, shape: tuple[int, ...]) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     def change(arrays: dict[str, Any], body: dict[str, Any]) -> None:
         dtype, values = arrays[name]
         arrays[name] = (dtype, np.resize(values, shape))
@@ -270,40 +270,40 @@ def _shaped(name: str, shape: tuple[int, ...]) -> Callable[[dict[str, Any], dict
 
 
 ARRAYS: dict[str, tuple[str, Any]] = {
-    "label 2**31 - 1": ("tasks/*", _value("label", 2**31 - 1)),
-    "label -1": ("tasks/*", _value("label", -1)),
-    "label -(2**31)": ("tasks/*", _value("label", -(2**31))),
-    "split 3": ("tasks/*", _value("split", 3)),
-    "split 255": ("tasks/*", _value("split", 255)),
-    "labels too few": ("tasks/*", _shaped("label", (3,))),
-    "labels of two dimensions": ("tasks/*", _shaped("label", (4, 4))),
-    "splits too many": ("tasks/*", _shaped("split", (99,))),
-    "labels as uint64": ("tasks/*", _as_type("label", "uint64")),
-    "labels as float32": ("tasks/*", _as_type("label", "float32")),
-    "ids of a task as float32": ("tasks/*", _as_type("id", "float32")),
-    "ids of a task too narrow": ("tasks/*", _shaped("id", (16, 4))),
-    "ids of a task flat": ("tasks/*", _shaped("id", (512,))),
+    "label 2**31 - 1": ("tasks/*", value_of("label", 2**31 - 1)),
+    "label -1": ("tasks/*", value_of("label", -1)),
+    "label -(2**31)": ("tasks/*", value_of("label", -(2**31))),
+    "split 3": ("tasks/*", value_of("split", 3)),
+    "split 255": ("tasks/*", value_of("split", 255)),
+    "labels too few": ("tasks/*", shaped("label", (3,))),
+    "labels of two dimensions": ("tasks/*", shaped("label", (4, 4))),
+    "splits too many": ("tasks/*", shaped("split", (99,))),
+    "labels as uint64": ("tasks/*", as_type("label", "uint64")),
+    "labels as float32": ("tasks/*", as_type("label", "float32")),
+    "ids of a task as float32": ("tasks/*", as_type("id", "float32")),
+    "ids of a task too narrow": ("tasks/*", shaped("id", (16, 4))),
+    "ids of a task flat": ("tasks/*", shaped("id", (512,))),
     "an id twice in a task": ("tasks/*", lambda arrays, body: arrays["id"][1].__setitem__(0, arrays["id"][1][1])),
-    "an unknown id in a task": ("tasks/*", _value("id", 0)),
-    "row 10**15 in a source": ("sources/*", _value("row", 10**15)),
-    "row -5 in a source": ("sources/*", _value("row", -5)),
-    "row -(2**63) in a source": ("sources/*", _value("row", -(2**63))),
-    "rows of a source as float32": ("sources/*", _as_type("row", "float32")),
-    "stamps of a source too narrow": ("sources/*", _shaped("stamp", (4, 1))),
-    "text of a source as int64": ("sources/*", _as_type("text", "int64")),
-    "starts of a source as int64": ("sources/*", _as_type("text_start", "int64")),
-    "text of samples of two dimensions": ("samples", _shaped("text", (4, 4))),
-    "text of samples as float32": ("samples", _as_type("text", "float32")),
+    "an unknown id in a task": ("tasks/*", value_of("id", 0)),
+    "row 10**15 in a source": ("sources/*", value_of("row", 10**15)),
+    "row -5 in a source": ("sources/*", value_of("row", -5)),
+    "row -(2**63) in a source": ("sources/*", value_of("row", -(2**63))),
+    "rows of a source as float32": ("sources/*", as_type("row", "float32")),
+    "stamps of a source too narrow": ("sources/*", shaped("stamp", (4, 1))),
+    "text of a source as int64": ("sources/*", as_type("text", "int64")),
+    "starts of a source as int64": ("sources/*", as_type("text_start", "int64")),
+    "text of samples of two dimensions": ("samples", shaped("text", (4, 4))),
+    "text of samples as float32": ("samples", as_type("text", "float32")),
     "a sample twice": ("samples", lambda arrays, body: arrays["id"][1].__setitem__(0, arrays["id"][1][1])),
-    "another sample": ("samples", _value("id", 7)),
-    "ids of features too narrow": (SET, _shaped("id", (9, 4))),
-    "ids of features as int64": (SET, _as_type("id", "int64")),
-    "another id in features": (SET, _value("id", 7)),
-    "features of another shape": (SET, _shaped("features", (9, 4, 4))),
-    "features of no dimension": (SET, _shaped("features", (9,))),
-    "features too narrow": (SET, _shaped("features", (9, 3))),
-    "features as uint8": (SET, _as_type("features", "uint8")),
-    "good features that are NaN": (SET, _value("features", np.nan)),
+    "another sample": ("samples", value_of("id", 7)),
+    "ids of features too narrow": (SET, shaped("id", (9, 4))),
+    "ids of features as int64": (SET, as_type("id", "int64")),
+    "another id in features": (SET, value_of("id", 7)),
+    "features of another shape": (SET, shaped("features", (9, 4, 4))),
+    "features of no dimension": (SET, shaped("features", (9,))),
+    "features too narrow": (SET, shaped("features", (9, 3))),
+    "features as uint8": (SET, as_type("features", "uint8")),
+    "good features that are NaN": (SET, value_of("features", np.nan)),
 }
 """Well-formed arrays that cannot be right."""
 

@@ -28,7 +28,7 @@ def fuzz_attacks(good: Path) -> Iterator[Attack]:
     ]
     for pattern in patterns:
         content = json.loads(sorted(good.glob(pattern))[0].read_bytes())
-        for path in _fields_of(content):
+        for path in fields_of(content):
             once = pattern.startswith("heads/") and path[0] == "meta" and "logistic" not in pattern
             known = "int8" in pattern and path[:2] not in (("arrays", "scale"), ("body", "precision"))
             renamed = pattern.endswith("spec.json") and path[0] == "identity"  # below, with its folder
@@ -36,11 +36,11 @@ def fuzz_attacks(good: Path) -> Iterator[Attack]:
                 continue
             for number in range(len(WRONG) + 1):
                 name = f"{pattern}: {'.'.join(map(str, path))} {_shown(number)}"
-                yield Attack("fields", name, partial(_set, pattern, path, number), None, small=True)
+                yield Attack("fields", name, partial(replace_field, pattern, path, number), None, small=True)
             if pattern.endswith("spec.json") and path[0] == "identity":
                 for number in range(len(WRONG) + 1):
                     name = f"{pattern} and its folder: {'.'.join(map(str, path))} {_shown(number)}"
-                    forge = partial(_set, pattern, path, number, rename=True)
+                    forge = partial(replace_field, pattern, path, number, rename=True)
                     yield Attack("fields", name, forge, None, small=True)
 
 
@@ -48,7 +48,7 @@ def _shown(number: int) -> str:
     return "removed" if number == len(WRONG) else f"is {WRONG[number]!r}"
 
 
-def _fields_of(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def fields_of(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if path:
         yield path
     items: list[tuple[Any, Any]] = []
@@ -57,10 +57,10 @@ def _fields_of(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, 
     elif isinstance(content, list):
         items = list(enumerate(content))[:: max(len(content) - 1, 1)]  # the first and the last
     for name, value in items:
-        yield from _fields_of(value, (*path, name))
+        yield from fields_of(value, (*path, name))
 
 
-def _set(pattern: str, path: tuple[Any, ...], number: int, forgery: Forgery, *, rename: bool = False) -> None:
+def replace_field(pattern: str, path: tuple[Any, ...], number: int, forgery: Forgery, *, rename: bool = False) -> None:
     file = forgery.find(pattern)
     content = json.loads(file.read_bytes())
     target = content

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trials.blocks import PATTERN, features_by_id
 from trials.common import BACKBONE, Options, Tally, for_each, problems_of, run_child, search_little, write_images
 from trials.hostile.contents import content_attacks
 from trials.hostile.fields import fuzz_attacks
@@ -31,12 +32,16 @@ from trials.hostile.json_records import json_attacks
 from trials.hostile.links import link_attacks
 from trials.hostile.looks import CHANGING, LOOKS, Outcome, choose_looks, run_looks
 from trials.hostile.names import name_attacks
+from trials.hostile.units import extract_again, make_good_blocks, unit_attacks
 
 
 def try_hostile(options: Options) -> list[Tally]:
     """Build the good cache, make every attack on a copy of it, and look."""
     good = options.scratch / "good.cache"
     _in_child(partial(make_good_cache, options.scratch / "photos", good))
+    blocks = options.scratch / "blocks"
+    if not options.quick:
+        _in_child(partial(make_good_blocks, options.scratch / "photos", blocks))
     _warm_up(good)
     attacks = [
         *link_attacks(),
@@ -47,15 +52,21 @@ def try_hostile(options: Options) -> list[Tally]:
         *head_attacks(),
         *fuzz_attacks(good),
     ]
+    of_units = [] if options.quick else list(unit_attacks(blocks))
     random.Random(0).shuffle(attacks)  # the slow ones not all to one worker
     most = (2, 1) if options.quick else (250, 36)  # libhdf5 is asked in a process of its own for each shard
-    chosen = {group: [a for a in attacks if a.group == group][: most[group == "hdf5"]] for group in GROUPS}
-    attacks = [attack for group in GROUPS for attack in chosen[group]]
+    attacks = [a for group in GROUPS for a in [a for a in attacks if a.group == group][: most[group == "hdf5"]]]
     attacks.insert(0, Attack("nothing", "the good cache", lambda forgery: None, None))
     tallies = {group: Tally(f"{promise} {BROKEN}") for group, promise in GROUPS.items()}
     causes: dict[str, Counter[str]] = {group: Counter() for group in GROUPS}
     work = partial(_try_attack, good, options.quick)
-    for attack, result in zip(attacks, for_each(attacks, work, jobs=options.jobs, timeout=900), strict=True):
+    results = for_each(attacks, work, jobs=options.jobs, timeout=900)
+    random.Random(0).shuffle(of_units)
+    if of_units:
+        work = partial(_try_unit_attack, blocks, features_by_id(blocks / "whole"))
+        results += for_each(of_units[:400], work, jobs=options.jobs, timeout=900)
+        attacks += [attack for _, attack in of_units[:400]]
+    for attack, result in zip(attacks, results, strict=True):
         problems = problems_of(result)
         tallies[attack.group].add(problems, label=attack.name)
         causes[attack.group].update({_cause(problem) for problem in problems})
@@ -74,6 +85,7 @@ GROUPS = {
     "hdf5": "caches whose shards hold tricks of HDF5",
     "heads": "caches with hostile heads",
     "fields": "caches with one field of a record replaced",
+    "units": "caches of tars in one pass with hostile listings of units",
 }
 BROKEN = "crashed a look, hung it, led it outside, or passed verification"
 
@@ -84,7 +96,7 @@ def _cause(problem: str) -> str:
 
 
 def _in_child(work: Callable[[], int]) -> None:
-    ended = run_child(work, timeout=120)
+    ended = run_child(work, timeout=600)
     if ended.status:
         raise RuntimeError(f"the good cache could not be made: {ended.error}")
 
@@ -163,6 +175,18 @@ def _try_attack(good: Path, quick: bool, attack: Attack) -> dict[str, Any]:
         forgery = _forge(good, place, attack)
         outcomes = run_looks(choose_looks(attack, quick=quick), forgery)
         return {"problems": _judge(attack, outcomes)}
+    finally:
+        _remove(place)
+
+
+def _try_unit_attack(blocks: Path, truth: dict[str, bytes], chosen: tuple[str, Attack]) -> dict[str, Any]:
+    """Do the same with a cache of tars in one pass, and extract into it at the end."""
+    state, attack = chosen
+    place = blocks.parent / f"attack-{os.getpid()}"
+    try:
+        forgery = _forge(blocks / state, place, attack)
+        problems = _judge(attack, run_looks(choose_looks(attack, quick=False), forgery))
+        return {"problems": problems + extract_again(forgery, attack, str(blocks / "tars" / PATTERN), truth)}
     finally:
         _remove(place)
 
