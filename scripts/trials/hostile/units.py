@@ -127,7 +127,6 @@ ARRAYS: dict[str, Change] = {
         for name in ("unit_start", "run_start", "run_row", "unit_text_start", "text_length", "size", "unit_stamp")
         for label, change in {
             "backwards": lambda values: values[::-1],
-            "of nothing": lambda values: values[:0],
             "one more": lambda values: np.concatenate([values, values[-1:]]),
             "one less": lambda values: values[:-1],
             "all its last": lambda values: np.full_like(values, values.flat[-1]),
@@ -208,7 +207,6 @@ LISTING: dict[str, Change] = {
     "units before all": _moved("unit", lambda values: values - 7),
     "units twice": _moved("unit", lambda values: np.concatenate([values, values])),
     "units backwards": _moved("unit", lambda values: values[::-1]),
-    "no units": _moved("unit", lambda values: values[:0]),
     "units of one number": _moved("unit", lambda values: values[:, :1]),
     "units flat": _moved("unit", lambda values: values.ravel()),
     "units as float32": as_type("unit", "float32"),
