@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--from-tap", action="append", default=[], help="cached activations to train a tail from")
-    parser.add_argument("--start", choices=["fresh", "probe"], default="fresh", help="output layer at first")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind, whose mean is compared")
+    parser.add_argument("--start", choices=["fresh", "probe"], help="output layer of tails at first")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind on the task's own splits")
+    parser.add_argument("--folds", type=int, help="judge on each of so many parts of all samples in turn, instead")
+    parser.add_argument("--only", action="append", help="beginning of what is trained; repeat for several")
 
 
 def bench_recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -33,39 +37,71 @@ def bench_recipe(args: argparse.Namespace) -> dict[str, Any]:
     import featurecache as fc
 
     store = fc.FeatureStore.open(args.cache)
-    task = store.task(args.task)
-    found: dict[str, Any] = {"classes": len(task.classes), **{f"{k} samples": v for k, v in task.counts().items()}}
-    common = ["train", str(args.cache), "--task", args.task, "--backbone", args.backbone, "--look-at-test"]
-    layers = ["--head", "tail", "--weights", str(args.weights), "--epochs", str(args.epochs), "--start", args.start]
+    layers = ["--head", "tail", "--weights", str(args.weights), "--epochs", str(args.epochs)]
+    layers += ["--start", args.start] if args.start else []
     runs = {
         "linear head": ["--head", "logistic", "--views", "0"],
         **{f"tail from {tap}": ["--from-tap", tap, *layers] for tap in args.from_tap},
         "whole network": ["--from-images", str(args.source), "--augment", "views", *layers],
+        "by hand": [],
     }
-    accuracies: dict[str, list[float]] = {}
-    # Seed by seed, so that a run that is stopped early has some of each kind.
-    for seed in range(args.seeds):
+    runs = {name: options for name, options in runs.items() if name.startswith(tuple(args.only or [""]))}
+    accuracies: dict[str, list[float]] = {name: [] for name in runs}
+    # Round by round, so that one that is stopped early has some of each kind.
+    for number in range(args.folds or args.seeds):
+        task = _fold(store, args, number) if args.folds else store.task(args.task)
         for name, options in runs.items():
-            found_here = _test_accuracy([*common, *options, "--random-state", str(seed)])
-            accuracies.setdefault(name, []).append(found_here)
-            print(f"seed {seed}, {name}: {found_here:.4f}", flush=True)
-        accuracies.setdefault("by hand", []).append(by_hand(args, store, task, seed))
-        print(f"seed {seed}, by hand: {accuracies['by hand'][-1]:.4f}", flush=True)
-    means = {name: float(np.mean(some)) for name, some in accuracies.items()}
+            if name == "by hand":
+                accuracy = by_hand(args, store, task, number)
+            else:
+                common = ["train", str(args.cache), "--task", task.name, "--backbone", args.backbone]
+                accuracy = _test_accuracy([*common, *options, "--look-at-test", "--random-state", str(number)])
+            accuracies[name].append(accuracy)
+            print(f"{'fold' if args.folds else 'seed'} {number}, {name}: {accuracy:.4f}", flush=True)
+        if args.folds:
+            _featurecache("rm", str(args.cache), "task", task.name)
     for name, some in accuracies.items():
-        error = f" (standard error over seeds {np.std(some, ddof=1) / len(some) ** 0.5:.4f})" if args.seeds > 1 else ""
-        print(f"{name}: {means[name]:.4f}{error}", flush=True)
-    against = {f"{name} - by hand": means[name] - means["by hand"] for name in runs}
-    return {**found, **means, **against}
+        print(f"{name}: {_mean(some)}; against by hand: {_mean(np.subtract(some, accuracies.get('by hand', some)))}")
+    return {"rounds": args.folds or args.seeds, **{name: float(np.mean(some)) for name, some in accuracies.items()}}
+
+
+def _mean(values: Any) -> str:
+    error = f" (standard error {np.std(values, ddof=1) / len(values) ** 0.5:.4f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{error}"
+
+
+def _fold(store: Any, args: argparse.Namespace, number: int) -> Any:
+    """Add a task of the same labels, of which one fold is for test, the next for validation, and the rest to train."""
+    from sklearn.model_selection import StratifiedKFold
+
+    task, num_folds = store.task(args.task), args.folds
+    folds = np.empty(len(task.labels), int)
+    for fold, (_, held_out) in enumerate(
+        StratifiedKFold(num_folds, shuffle=True, random_state=0).split(folds, task.labels)
+    ):
+        folds[held_out] = fold
+    names = {number: "test", (number + 1) % num_folds: "validation"}
+    paths = store.listings.load(args.source).paths_of(store.samples.rows_of(task.ids))
+    with tempfile.NamedTemporaryFile("w", suffix=".csv", newline="") as table:
+        rows = csv.writer(table)
+        rows.writerow(["path", "label", "split"])
+        for path, label, fold in zip(paths, task.labels.tolist(), folds.tolist(), strict=True):
+            rows.writerow([path, task.classes[label], names.get(fold, "train")])
+        table.flush()
+        added = f"{args.task}-fold-{number}-of-{num_folds}"
+        _featurecache("task", "add", str(store.path), added, table.name, "--replace")
+    return store.task(added)
+
+
+def _featurecache(*command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "featurecache", *command, "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
 
 
 def _test_accuracy(command: list[str]) -> float:
-    done = subprocess.run(
-        [sys.executable, "-m", "featurecache", *command, "--json", "--quiet"], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result = json.loads(done.stdout)["results"][0]
+    result = json.loads(_featurecache(*command, "--quiet"))["results"][0]
     return float(result[result["reported"]]["accuracy"])
 
 
@@ -93,7 +129,9 @@ def by_hand(args: argparse.Namespace, store: Any, task: Any, seed: int = 0) -> f
     for name in listing.paths_of(rows):
         with Image.open(args.source / name) as image:
             pictures.append(image.convert("RGB"))
-    train, test = (np.flatnonzero(task.splits == number) for number in (0, 2 if task.has("test") else 1))
+    # As our own layers are: on train and validation where there is a test split.
+    judged = 2 if task.has("test") else 1
+    train, test = np.flatnonzero(task.splits < judged), np.flatnonzero(task.splits == judged)
     pretrained = [p for p in module.parameters() if all(p is not q for q in new)]
     optimiser = torch.optim.AdamW([{"params": pretrained, "lr": 1e-4}, {"params": new, "lr": 1e-3}], weight_decay=0.05)
     steps = args.epochs * -(-len(train) // 32)
