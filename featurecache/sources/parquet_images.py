@@ -26,6 +26,7 @@ from featurecache.sources.file_units import FileUnits
 from featurecache.sources.remote_files import RemoteFiles
 from featurecache.sources.source import Entry, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
+from featurecache.wording import counted
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -78,7 +79,7 @@ class ParquetImages(FileUnits):
         stamp, reader = self._reader(unit)
         if reader.num_rows > _MOST_ROWS:
             raise SourceError(
-                f"{unit.name} says that it has {reader.num_rows:,} rows, more than {_MOST_ROWS:,}; split it"
+                f"{unit.name} says that it has {counted(reader.num_rows, 'row')}, more than {_MOST_ROWS:,}; split it"
             )
         stamp, prefix = None if stamp is None else (0, *stamp[1:]), self._short_names[unit.name]
         return (Entry(f"{prefix}/{number:09d}", stamp) for number in range(reader.num_rows))

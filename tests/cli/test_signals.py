@@ -19,7 +19,7 @@ from featurecache.store.store import FeatureStore
 
 Make = Callable[..., Path]
 LINUX = Path("/proc/self/stat").exists()
-DEADLINE = 5 * 5
+DEADLINE = 60
 """Seconds until a signal must have had its effect: five, on a machine that does nothing else."""
 STOPPED = {
     "scan": "the cache lists the source as before",

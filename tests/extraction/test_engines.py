@@ -146,7 +146,10 @@ def test_a_script_without_a_main_guard_starts_workers(make_folder: Make, tmp_pat
     assert done.stdout == "rows 6\n", done.stderr
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "PASSIVE"), pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", marks=pytest.mark.slow)],
+)
 def test_threads_of_workers_and_of_commands_do_not_spin(
     given: dict[str, str], expected: str, make_folder: Make, tmp_path: Path
 ) -> None:

@@ -249,7 +249,14 @@ def test_what_lies_beside_the_images_of_all_tars_is_counted_and_remembered(tmp_p
         assert len(listing.ignored.examples) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGKILL,
+    ],
+)
 def test_nothing_is_left_over_after_an_interrupt(number: signal.Signals, server: str, tmp_path: Path) -> None:
     table(server, tmp_path)
     (tmp_path / "tmp").mkdir()

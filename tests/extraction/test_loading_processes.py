@@ -194,7 +194,7 @@ def test_processes_load_for_a_gpu_beside_many_cores(
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL])
 def test_neither_processes_nor_memory_stay_behind(make_folder: Make, tmp_path: Path, how: int) -> None:
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     command = [sys.executable, "-m", "featurecache", "extract", str(make_folder(per_class=150)), "--cache"]

@@ -426,5 +426,5 @@ def test_tars_of_one_name_in_two_folders_are_told_apart(photos: Path, tmp_path: 
     assert [data for unit in source.units() for _, data in source.read(unit)] == pictures
     again = open_source(str(tmp_path / "*" / "photos.tar"))  # one that has walked none of them
     assert [again.open(name, stamp=None) for name in reversed(names)] == pictures[::-1]
-    with pytest.raises(InputError, match="no tar of"):
+    with pytest.raises(InputError, match="no file of"):
         again.open("photos.tar/x.png", stamp=None)
