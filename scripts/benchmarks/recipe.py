@@ -61,7 +61,8 @@ def bench_recipe(args: argparse.Namespace) -> dict[str, Any]:
         if args.folds:
             _featurecache("rm", str(args.cache), "task", task.name)
     for name, some in accuracies.items():
-        print(f"{name}: {_mean(some)}; against by hand: {_mean(np.subtract(some, accuracies.get('by hand', some)))}")
+        against = f"; against by hand: {_mean(np.subtract(some, hand))}" if (hand := accuracies.get("by hand")) else ""
+        print(f"{name}: {_mean(some)}{against}")
     return {"rounds": args.folds or args.seeds, **{name: float(np.mean(some)) for name, some in accuracies.items()}}
 
 
