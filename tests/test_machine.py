@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featurecache import machine
-from featurecache.machine import at_most_cores, num_cores
+from featurecache.machine import at_most_cores, num_cores, variables_set
 
 pytestmark = pytest.mark.quick
 
@@ -34,3 +34,13 @@ def test_a_limit_on_cores_holds_for_its_block_only() -> None:
         with at_most_cores(None):
             assert num_cores() == before
     assert num_cores() == before
+
+
+def test_variables_are_as_before_once_their_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATURECACHE_THERE", "old")
+    monkeypatch.delenv("FEATURECACHE_ABSENT", raising=False)
+    with pytest.raises(KeyError), variables_set({"FEATURECACHE_THERE": "new", "FEATURECACHE_ABSENT": "new"}):
+        assert [os.environ[f"FEATURECACHE_{name}"] for name in ("THERE", "ABSENT")] == ["new", "new"]
+        raise KeyError
+    assert os.environ["FEATURECACHE_THERE"] == "old"
+    assert "FEATURECACHE_ABSENT" not in os.environ

@@ -95,6 +95,26 @@ class TestRayEngine(EngineContract):
         return RayEngine(progress)
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+def test_a_cluster_of_our_own_reports_nothing_to_rays_authors(
+    make_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    asked, init = [], ray.init
+
+    def see(**options: object) -> object:
+        asked.append(os.environ.get("RAY_USAGE_STATS_ENABLED"))
+        return init(**options)
+
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.setattr(ray, "init", see)
+    report = run_extraction(
+        make_folder(per_class=2), tmp_path / "c", make_request(TINY), settings=SETTINGS, engine="ray"
+    )
+    assert (report.num_extracted, asked) == (6, ["0"])
+
+
 def test_a_worker_that_is_killed_costs_nothing(make_folder: Make, tmp_path: Path) -> None:
     source = make_folder(per_class=20)
     whole = run_extraction(source, tmp_path / "whole", make_request(TINY), settings=SETTINGS)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from featurecache.errors import MissingExtraError, RequestError
 from featurecache.extraction.engines.job import Job, Report
-from featurecache.machine import at_most_cores
+from featurecache.machine import at_most_cores, variables_set
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS
 from featurecache.wording import counted
@@ -49,12 +49,15 @@ class RayEngine:
         if is_ours:
             # A worker imports what this program can import: `python:` backbones are found by their module.
             paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS"),
-                log_to_driver=False,
-                include_dashboard=False,
-                runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_WAIT_POLICY": "PASSIVE"}},
-            )
+            variables = {"PYTHONPATH": paths, "OMP_WAIT_POLICY": "PASSIVE"}
+            options = {"log_to_driver": False, "include_dashboard": False}
+            if (address := os.environ.get("RAY_ADDRESS")) is not None:
+                ray.init(address=address, runtime_env={"env_vars": variables}, **options)
+            else:
+                # Workers that Ray has started ahead have this environment; for another one it starts new ones, which
+                # takes a second. And nobody here agreed to reports to Ray's authors.
+                with variables_set({"RAY_USAGE_STATS_ENABLED": "0", **variables}):
+                    ray.init(**options)
         pending = []
         try:
             task = ray.remote(_work)
