@@ -13,7 +13,9 @@ import logging
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
@@ -70,6 +72,11 @@ def full_length(backbone: Backbone) -> tuple[int, ...]:
 def padded_length(num_tokens: int, lengths: Sequence[int]) -> int:
     """Return the least length that holds so many tokens; of more than the greatest, the greatest."""
     return lengths[min(bisect_left(lengths, num_tokens), len(lengths) - 1)]
+
+
+def count_tokens(batch_BT: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Count the tokens of each text (B,), without padding."""
+    return (batch_BT >= 0).sum(axis=1)
 
 
 def _is_padding_hidden(backbone: Backbone, taps: Sequence[Tap], lengths: Sequence[int]) -> bool:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
 
-_CARRIERS = (".tar", ".tar.gz", ".tgz", ".parquet")
-"""Suffixes of what may carry images with their labels."""
 _OF_TABLES = (
     *(f"{word}_column" for word in ("label", "group", "weight", "domain", "split", "text")),
     *("delimiter", "no_header", "keep_na", "class_folder"),
@@ -234,9 +232,11 @@ def _carried_labels(args: argparse.Namespace) -> TableLabels | None:
     """Return the labels that tar or Parquet files of images carry, where these are named instead of a table."""
     from featurecache.interop.dataset_labels import labels_in_source
     from featurecache.sources.opening import open_spec, source_spec
+    from featurecache.sources.parquet_images import PARQUET_SUFFIX
+    from featurecache.sources.tars import TAR_SUFFIXES
 
     # By its name first: another table need not be opened twice.
-    if args.labels is None or not str(args.labels).lower().endswith(_CARRIERS):
+    if args.labels is None or not str(args.labels).lower().endswith((*TAR_SUFFIXES, PARQUET_SUFFIX)):
         return None
     spec = source_spec(args.labels, path_column=args.path_column)
     if spec.kind not in ("tars", "parquet"):

@@ -314,6 +314,10 @@ class PartsFolder:
         with contextlib.suppress(OSError):  # there is something of somebody else's
             self.path.rmdir()
 
+    def num_parts(self) -> int:
+        """Count the parts that are finished."""
+        return sum(1 for _ in self.path.glob("part-*.gz"))
+
     def _remove_parts(self) -> None:
         # Plans first: a worker that misses parts looks whether there is still a plan.
         for pattern in ("plan-*", ".plan-*"):

@@ -198,7 +198,7 @@ class PredictionJob:
 
     def progress_in_words(self) -> str:
         """Say how many parts are finished."""
-        return f"{counted(sum(1 for _ in self.folder.path.glob('part-*.gz')), 'part')} finished"
+        return f"{counted(self.folder.num_parts(), 'part')} finished"
 
     def joined(self, plan: Plan, report: PredictionReport, warnings: list[ReportWarning]) -> Iterator[Prediction]:
         """Yield the predictions of all parts, in the order of the inputs.

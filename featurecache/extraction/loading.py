@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.backbones.lengths import padded_length
+from featurecache.backbones.lengths import count_tokens, padded_length
 from featurecache.extraction.loading_pools import Item, LoadingPool, batches_ahead
 from featurecache.extraction.modality import Modality
 from featurecache.sources.inputs import Input
@@ -231,7 +231,7 @@ def cut_into_batches(
     """
     order, padded = np.arange(len(arrays)), np.zeros(len(arrays), np.int64)
     if lengths:
-        padded = np.array([padded_length(num_tokens, lengths) for num_tokens in (arrays >= 0).sum(axis=1).tolist()])
+        padded = np.array([padded_length(num_tokens, lengths) for num_tokens in count_tokens(arrays).tolist()])
         order = np.argsort(padded, kind="stable")
     batches = []
     for indices in np.split(order, np.flatnonzero(np.diff(padded[order])) + 1):

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featurecache.backbones.lengths import count_tokens
 from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import InputError
 from featurecache.extraction.loading import Batch, LengthLoader, Loader
@@ -161,7 +162,7 @@ def _run(
                     return
                 waiting.append(batch)
                 if runtime.lengths:
-                    num_tokens = int((batch.array >= 0).sum())
+                    num_tokens = int(count_tokens(batch.array).sum())
                     meter.add_tokens(num_tokens, batch.array.size, one_length=len(runtime.lengths) == 1)
                 yield batch.array
 
