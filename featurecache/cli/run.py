@@ -72,16 +72,21 @@ def run(args: argparse.Namespace) -> int:
     with without_collection():
         from featurecache import run as do_main_job
         from featurecache.deployment import kept  # noqa: F401 - brings PyTorch and scikit-learn, which the job needs
+        from featurecache.sources.opening import source_spec
+        from featurecache.sources.parquet_images import PARQUET_SUFFIX
 
     # Tables have the labels too, unless another one is named, which may know texts by their id.
     source, path = named_source(args, args.source), Path(args.source)
-    is_table = args.text_column is not None or (is_table_name(path) and path.is_file())
-    table = args.labels or (path if is_table else None)
+    is_table = is_table_name(path)
+    if path.suffix.lower() == PARQUET_SUFFIX and path.is_file() and args.text_column is None:
+        # It may hold the images themselves, and then labels beside them, as tars do.
+        is_table = source_spec(path, path_column=args.path_column).kind != "parquet"
+    table = args.labels or (path if args.text_column is not None or (is_table and path.is_file()) else None)
     by_id = args.labels is not None and args.id_column is not None
-    # Tar files may have labels of their own; else the folders in them say the class.
+    # Tar and Parquet files may have labels of their own; else the folders in them say the class.
     labels = None
     # What options say of a table that is not there is no mistake: the missing table is, and opening it says so.
-    if table is not None or not is_table_name(path):
+    if table is not None or not is_table:
         labels = labels_of(args, table, text_column=None if by_id else args.text_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
         done = called(

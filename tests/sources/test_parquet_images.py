@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import image_bytes
+from conftest import TINY, image_bytes
 from object_store import Store
 
 import featurecache as fc
@@ -212,3 +212,17 @@ def test_a_footer_of_too_many_rows_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(parquet_images, "_MOST_ROWS", 8)
     with pytest.raises(SourceError, match=r"9 rows, more than 8; split it"):
         fc.scan(path, tmp_path / "c")
+
+
+def test_run_takes_images_and_labels_of_one_file(tmp_path: Path, call: Any) -> None:
+    """Whose name is that of a table, and whose columns no option names."""
+    path = tmp_path / "d.parquet"
+    columns = {"picture": [image_bytes(k) for k in range(24)] + [None], "class": [*"ab" * 12, "a"]}
+    parquet.write_table(arrow.table(columns), path)
+    options = ["--cache", tmp_path / "c", "--backbone", TINY, "--head", "nearest_mean", "--device", "cpu"]
+    status, out, err = call("run", path, *options)
+    assert "task run: 2 classes" in out, err
+    assert status == 0, err
+    status, _, err = call("run", path, *options, "--label-column", "class")
+    assert status == 2
+    assert "--label-column is about a table" in err
