@@ -167,6 +167,6 @@ def _of_shard(
         values = [np.full(int(stop) - int(start), value) for start, stop, value in recorded]
         return np.concatenate([np.zeros(0, np.int64), *channels]), np.concatenate([np.zeros(0), *values])
     finder = ConstantFinder(feature_set.identity.views)
-    first_rows = features.read_shard(commit, _ROWS_READ)
+    first_rows = features.first_rows(commit, _ROWS_READ)
     finder.add(first_rows[finite_rows(first_rows)])
     return (finder.channels, finder.values.astype(np.float64)) if finder.num_rows else None

@@ -58,7 +58,14 @@ def convert_features(
         # By rows, not by keys: the shards of an extraction in the wanted type may be of another size.
         rows = rows_of_commit(commit)
         while len(missing := rows[~is_among(rows, there)]):
-            if _convert_rows(source, features, commit, missing, target):
+            try:
+                is_first = _convert_rows(source, features, commit, missing, target)
+            except CorruptError:
+                if source.folder.still_holds(commit):
+                    raise
+                # A collection has withdrawn it; what it kept lies in another shard.
+                return convert_features(store, source, dtype, on_shard=on_shard)
+            if is_first:
                 break
             # Another writer was faster, and must have added the row that names the commit.
             there = target.open().rows

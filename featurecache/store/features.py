@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class Features:
         self._mapped: dict[int, MappedShard] = {}
         # Made when rows are gathered: it refers back to this object, so both stay until a garbage collection.
         self._gatherer: RowGatherer | None = None
+        self._renewed: Features | None = None
         self.commits = folder.commits()
         for commit in self.commits:
             if commit.body.get("tap", tap) != tap:
@@ -111,6 +113,21 @@ class Features:
         owners = self._runs[2, runs].tolist()
         return {row: (s, why) for (number, row, s, why), owner in zip(listed, owners, strict=True) if number == owner}
 
+    def first_rows(self, commit: Commit, count: int) -> Array:
+        """Return the features of at most so many rows of a shard; none where a collection has withdrawn it since.
+
+        Parameters
+        ----------
+        commit : Commit
+        count : int
+        """
+        try:
+            return self.read_shard(commit, count)
+        except CorruptError:
+            if self._folder.still_holds(commit):
+                raise
+        return np.zeros((0, *self.sample_shape), RETURNED[self.dtype])
+
     def read_shard(self, commit: Commit, count: int | None = None) -> Array:
         """Return the features of a shard in its order, of its first rows or of all; bad rows are NaN.
 
@@ -152,7 +169,10 @@ class Features:
             if number in self._mapped:
                 continue
             path = self._folder.path / "shards" / commit.file_name
-            if not path.is_file() or path.stat().st_size != commit.shard.size:
+            with suppress(FileNotFoundError):
+                if path.is_file() and path.stat().st_size == commit.shard.size:
+                    continue
+            if self._folder.still_holds(commit):
                 raise CorruptError(
                     f"{path} is missing or cut off although it was committed; run `featurecache repair`, then extract "
                     "again"
@@ -166,6 +186,8 @@ class Features:
     def read(self, rows: Rows) -> Array:
         """Return features of the given rows in their order, ``(n, *sample_shape)``; bfloat16 and int8 come as float32.
 
+        What a collection has moved to other shards since these features were opened is found there.
+
         Raises
         ------
         RequestError
@@ -175,6 +197,16 @@ class Features:
         CorruptError
             Stored bytes do not match their checksum.
         """
+        if self._renewed is None:
+            try:
+                return self._read(rows)
+            except CorruptError:
+                if all(map(self._folder.still_holds, self.commits)):
+                    raise
+            self._renewed = Features(self.tap, self.dtype, self._folder, self._samples, num_views=self.num_views)
+        return self._renewed.read(rows)
+
+    def _read(self, rows: Rows) -> Array:
         rows = np.asarray(rows, np.int64)
         # A range is copied without work for each row.
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():

@@ -92,8 +92,21 @@ class ShardFolder:
 
     def last(self) -> Commit | None:
         """The published shard with the greatest key."""
-        records = self.records()
-        return self.read(records[-1]) if records else None
+        return self.newest(lambda commit, _: commit)
+
+    def find(self, key: str, read: Callable[[Commit, MappedShard], T]) -> T | None:
+        """Read the shard of a key whole; None where there is none, or somebody withdraws it meanwhile."""
+        try:
+            commit = self.read(self.record(key))
+            return read(commit, self.open(commit))
+        except (FileNotFoundError, CorruptError):
+            if self.record(key).exists():  # nobody has withdrawn it, so it is broken
+                raise
+        return None
+
+    def still_holds(self, commit: Commit) -> bool:
+        """Tell whether a commit is there as it was read: a collection, or a writer, may have withdrawn it since."""
+        return any(there.file_name == commit.file_name for there in self.still_there([commit.key]))
 
     def commit(self, key: str, shard: ShardRecord, body: Mapping[str, Any], *, version: int = 1) -> bool:
         """Publish a finished shard; False when another writer was first.
@@ -161,7 +174,7 @@ class ShardFolder:
             return False
         won = self.publish(f"{following:012d}", arrays, body, kind=kind)
         if won:
-            self.discard(self._still_there(old[:-1]))
+            self.discard(self.still_there(old[:-1]))
         return won
 
     def open(self, commit: Commit) -> MappedShard:
@@ -190,7 +203,7 @@ class ShardFolder:
 
         Other shards of a key stay: they may belong to a writer that is about to commit.
         """
-        mine = [commit for commit in commits if commit in self._still_there([commit.key])]
+        mine = [commit for commit in commits if commit in self.still_there([commit.key])]
         for commit in mine:
             self.record(commit.key).unlink(missing_ok=True)
         if mine:  # a power cut could bring the records back, and not the shards
@@ -198,7 +211,7 @@ class ShardFolder:
         for commit in mine:
             (self.path / "shards" / commit.file_name).unlink(missing_ok=True)
 
-    def _still_there(self, keys: Sequence[str]) -> list[Commit]:
+    def still_there(self, keys: Sequence[str]) -> list[Commit]:
         """Read the commits of some keys, but for those that somebody else has withdrawn."""
         found = []
         for key in keys:

@@ -166,7 +166,7 @@ def _estimated_error(feature_set: FeatureSet, features: Features) -> float:
     values, steps = [], []
     commits = features.commits
     for number in sorted({int(n) for n in np.linspace(0, len(commits) - 1, _SHARDS_READ)} if commits else ()):
-        stored = features.read_shard(commits[number], _ROWS_READ).astype(np.float32)
+        stored = features.first_rows(commits[number], _ROWS_READ).astype(np.float32)
         good = stored[finite_rows(stored)]
         if len(good):
             values.append(by_channel(good, feature_set.identity.views))

@@ -177,7 +177,9 @@ class UnitWriter:
         """
         parts, read = parts_of(self.folder), {part.key: part for part in known}
         keys = [key for key in parts.keys() if int(key[:12]) == self.generation]  # noqa: SIM118
-        return [read.get(key) or read_part(parts, key) for key in keys]
+        # One that goes meanwhile belongs to a listing that somebody has finished without it.
+        found = (read.get(key) or parts.find(key, UnitPart) for key in keys)
+        return [part for part in found if part is not None]
 
     def add(self, units: Sequence[ListedUnit]) -> UnitPart:
         """Write some units; they count once `finish` names them."""
@@ -201,11 +203,12 @@ class UnitWriter:
             {"unit": ("int64", numbers)}, body, kind="listing of units", generation=self.generation
         )
         if won:
-            named = {key for record in self.folder.records() for key in self.folder.read(record).body.get("parts", [])}
+            there = self.folder.still_there(self.folder.keys())
+            named = {key for commit in there for key in commit.body.get("parts", [])}
             parts = parts_of(self.folder)
             # Those of later generations belong to a scan that is at work.
             old = [key for key in parts.keys() if key not in named and int(key[:12]) <= self.generation]  # noqa: SIM118
-            parts.discard([parts.read(parts.record(key)) for key in old])
+            parts.discard(parts.still_there(old))
 
 
 def publish_part(folder: ShardFolder, generation: int, units: Sequence[ListedUnit]) -> UnitPart:
@@ -242,9 +245,11 @@ def publish_part(folder: ShardFolder, generation: int, units: Sequence[ListedUni
     digest = digest_bytes(b"".join(np.ascontiguousarray(values).tobytes() for _, values in arrays.values()))
     digest = digest_bytes(digest.encode() + repr(notes).encode())
     key = f"{generation:012d}{int(digest[:16], 16):020d}"
-    parts = parts_of(folder)
-    parts.publish(key, arrays, {"units": notes}, kind="listed units")
-    return read_part(parts, key)
+    parts, part = parts_of(folder), None
+    while part is None:  # whoever finishes a listing of this generation removes what that does not name
+        parts.publish(key, arrays, {"units": notes}, kind="listed units")
+        part = parts.find(key, UnitPart)
+    return part
 
 
 def parts_of(folder: ShardFolder) -> ShardFolder:
@@ -260,13 +265,11 @@ def read_part(parts: ShardFolder, key: str) -> UnitPart:
     CorruptError
         It is not there, or damaged.
     """
-    try:
-        commit = parts.read(parts.record(key))
-    except FileNotFoundError:
+    if (part := parts.find(key, UnitPart)) is None:
         raise CorruptError(
             f"{parts.path}: a part of the listing is missing; extract the source again, or `featurecache scan` it"
-        ) from None
-    return UnitPart(commit, parts.open(commit))
+        )
+    return part
 
 
 def _runs_of(rows: Rows) -> tuple[NDArray[np.int64], Rows]:

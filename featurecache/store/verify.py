@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -101,7 +102,8 @@ def verify(
     num_bytes = 0
     # In the order of the cache, whatever was drawn.
     for done, (folder, commit) in enumerate(sorted(chosen, key=lambda item: (str(item[0].path), item[1].key)), 1):
-        with _noted(problems, store.path, folder.path / "shards" / commit.file_name):
+        path, is_there = folder.path / "shards" / commit.file_name, partial(folder.still_holds, commit)
+        with _noted(problems, store.path, path, is_there):
             _check_shard(folder, commit, level, samples)
         num_bytes += commit.shard.size
         if on_shard:
@@ -145,7 +147,7 @@ def _check_records(store: FeatureStore) -> list[Problem]:
             problems.append(Problem(_inside(store.path, path), "holds commits where a cache has none", "remove it"))
             continue
         for record in known[path].records():
-            with _noted(problems, store.path, record):
+            with _noted(problems, store.path, record, record.exists):
                 known[path].read(record)
     for notes, kind in NOTES.items():
         for record in sorted((store.path / notes).glob("*.json")):
@@ -163,9 +165,11 @@ def _check_records(store: FeatureStore) -> list[Problem]:
     for path, listings in known.items():
         if path.parent != store.path / "sources":
             continue
+        generations: list[Commit] = []
         with _noted(problems, store.path, path):
             generations = listings.commits()
-            for commit in generations:
+        for commit in generations:
+            with _noted(problems, store.path, path, partial(listings.still_holds, commit)):
                 # Of the one before, nobody needs what a scan since has listed anew.
                 is_old = commit is not generations[-1]
                 held = listing_of(listings, commit, listings.open(commit), without_damaged=is_old).held
@@ -179,12 +183,17 @@ def _check_records(store: FeatureStore) -> list[Problem]:
 
 
 @contextmanager
-def _noted(problems: list[Problem], root: Path, path: Path) -> Iterator[None]:
-    """Note what is raised in the block as a problem of a path."""
+def _noted(
+    problems: list[Problem], root: Path, path: Path, is_there: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """Note what is raised in the block as a problem of a path, unless somebody has withdrawn it meanwhile."""
     try:
         yield
     # All that bytes of a stranger may raise in numpy and msgspec; what else is raised is our own mistake.
     except (FeatureCacheError, OSError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        with suppress(FeatureCacheError, OSError):  # of a record that is damaged itself
+            if not is_there():
+                return
         what = str(error) if isinstance(error, FeatureCacheError | OSError) else repr(error)
         problems.append(Problem(_inside(root, path), shortened(what, 500), f"run `{command_line('repair', root)}`"))
 

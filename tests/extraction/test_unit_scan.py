@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from featurecache.progress import Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Entry, Stamp, Unit
 from featurecache.sources.tars import Tars
+from featurecache.store.folders import ShardFolder
 from featurecache.store.gc import collect_garbage
 from featurecache.store.listings import Listing, UnitListing
 from featurecache.store.repair import repair
@@ -185,6 +187,41 @@ def test_what_is_as_it_was_is_neither_listed_nor_read_nor_written(tmp_path: Path
     assert written.items() < files_of(store).items()
     check_same(one_more, source, store)
     assert len(store.samples) == 10
+
+
+def test_a_listing_that_is_finished_meanwhile_takes_no_reader_and_no_writer_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore.create(tmp_path / "c")
+    late, first = store.listings.writer("/tars"), store.listings.writer("/tars")
+    named, loose = first.add([one_unit(b"a/")]), late.add([one_unit(b"b/")])
+    real, places = ShardFolder.find, [(named, 0)]
+
+    def find(folder: ShardFolder, key: str, read: Any) -> Any:
+        if places and key != named.key:
+            # Removes what it does not name, just before that is read.
+            first.finish([places.pop()], 1)
+            assert not folder.record(key).exists()
+        return real(folder, key, read)
+
+    monkeypatch.setattr(ShardFolder, "find", find)
+    assert {part.key for part in store.listings.loose()} <= {named.key}
+    assert not places
+    places.append((named, 0))
+    first = store.listings.writer("/tars")
+    late.finish([(loose, 0)], 2)  # too late: it changes nothing
+    late = replace(late, generation=first.generation)
+    assert late.add([one_unit(b"b/")]).prefixes[0] == "b/"
+    assert not places
+    assert [*store.listings.load("/tars").paths] == ["a/0.jpg"]
+    late.finish([(late.add([one_unit(b"b/")]), 0)], 3)
+    assert verify(store).problems == ()
+
+
+def one_unit(prefix: bytes) -> ListedUnit:
+    """Return a unit of one sample that could not be read."""
+    names, none = TextColumn.pack([b"0.jpg"]), np.array([-1])
+    return ListedUnit(prefix, np.array([0, 1, 1, 1]), names, np.array([3]), none, {"0.jpg": "why"})
 
 
 def test_changed_and_removed_units(tmp_path: Path) -> None:

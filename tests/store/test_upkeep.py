@@ -17,11 +17,13 @@ from featurecache.cli import main
 from featurecache.errors import CorruptError, RequestError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
+from featurecache.store.constants import constant_warning
 from featurecache.store.convert import convert_features
 from featurecache.store.dtypes import quantise
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.folders import ShardFolder
 from featurecache.store.gc import collect_garbage
+from featurecache.store.precision import storage_error
 from featurecache.store.repair import compare_set_aside, repair
 from featurecache.store.row_runs import runs_of_rows
 from featurecache.store.schemas import BackboneAbout
@@ -276,6 +278,60 @@ def test_gc_that_was_killed_between_the_new_shard_and_the_old_one_goes_on(
     collect_garbage(store, unused=True, remove=True)
     assert len(feature_set.folder.keys()) == 1
     assert feature_set.open().rows.tolist() == list(range(4, 12))
+
+
+def collected(store: FeatureStore, *gone: int) -> None:
+    """Some rows are in no source any more, and a collection drops them."""
+    (listing,) = store.listings.all()
+    store.listings.save(replace(listing, rows=np.where(np.isin(listing.rows, gone), -1, listing.rows)))
+    collect_garbage(FeatureStore.open(store.path), unused=True, remove=True)
+
+
+def test_who_reads_beside_a_collection_finds_what_it_kept(tmp_path: Path) -> None:
+    store, feature_set = overlapping(tmp_path, range(4), range(4, 8), range(8, 12))
+    features = feature_set.open()
+    assert features.read(np.array([9]))[0, 0] == 9  # of this shard the file is open already
+    collected(store, 0, 1, 5, 9)
+    kept = np.array([2, 3, 4, 6, 7, 8, 10, 11])
+    features.check_files()
+    assert constant_warning(feature_set, features) is None
+    assert storage_error(feature_set, features) == 0.0
+    for rows in (kept, kept[::-1], kept[:2]):
+        assert features.read(rows)[:, 0].tolist() == rows.tolist()
+    with pytest.raises(RequestError, match="lacks 4 rows, first 0; run `featurecache extract` again"):
+        features.read(np.arange(12))
+    collected(store, 0, 1, 2, 5, 9)  # and once more
+    assert features.read(kept[1:])[:, 0].tolist() == kept[1:].tolist()
+
+
+def test_what_is_lost_is_not_taken_for_collected(tmp_path: Path) -> None:
+    store, feature_set = overlapping(tmp_path, range(6), range(6, 12))
+    features = feature_set.open()
+    for path in feature_set.folder.path.glob("shards/000000000000-*.h5"):
+        path.unlink()
+    with pytest.raises(CorruptError, match="although it was committed"):
+        features.check_files()
+    for read in (lambda: features.read(np.arange(3)), lambda: features.first_rows(features.commits[0], 3)):
+        with pytest.raises(CorruptError, match="is missing although it was committed"):
+            read()
+    assert [Path(problem.where).name[:12] for problem in verify(store).problems] == ["000000000000"]
+
+
+def test_verify_beside_a_collection_finds_no_damage(tmp_path: Path) -> None:
+    store, feature_set = overlapping(tmp_path, range(6), range(6, 12))
+    report = verify(store, on_shard=lambda done, _: collected(store, 0, 11) if done == 1 else None)
+    assert report.problems == ()
+    assert feature_set.open().rows.tolist() == list(range(1, 11))
+
+
+def test_a_conversion_beside_a_collection_converts_what_is_left(tmp_path: Path) -> None:
+    store, feature_set = overlapping(tmp_path, range(4), range(4, 8), range(8, 12))
+    target = convert_features(
+        store, feature_set, "float16", on_shard=lambda done, _: collected(store, 5, 9) if done == 1 else None
+    )
+    rows = target.open().rows
+    assert rows.tolist() == [row for row in range(12) if row not in (5, 9)]
+    assert target.open().read(rows)[:, 0].tolist() == rows.tolist()
 
 
 def test_what_gc_leaves_of_a_commit_names_no_row_that_it_dropped(tmp_path: Path) -> None:
