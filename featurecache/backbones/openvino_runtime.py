@@ -27,6 +27,9 @@ with without_telemetry():
 # The first hint lets OpenVINO choose how many requests run side by side. Without the second, CPUs with bfloat16
 # instructions would round to 8 bits.
 _CONFIG = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+# Of a trace. Large networks have 13,000 (MaxViT-L); a loop over tokens has some for each of them, and conversion takes
+# 4 ms an operation then.
+_MOST_OPERATIONS = 30_000
 
 
 class OpenVinoRuntime:
@@ -151,6 +154,10 @@ def _convert(module: Normalized, batch: np.ndarray, shape: list[int], *, num_exa
         # Tracing warns about every branch on a shape; the comparison with the reference is the answer to that.
         # Traced here, because the converter would trace twice and compare, which takes longer than all the rest.
         traced = torch.jit.trace(forward, example, check_trace=False, strict=False)
+        if (count := sum(1 for _ in traced.inlined_graph.nodes())) > _MOST_OPERATIONS:
+            raise RuntimeError(
+                f"its trace has {count:,} operations, and to convert more than {_MOST_OPERATIONS:,} takes minutes"
+            )
         return openvino.convert_model(traced, example_input=example, input=[shape])
 
 

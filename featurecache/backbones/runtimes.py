@@ -126,7 +126,7 @@ def open_runtime(
     usable = lengths_for(backbone, taps, recorded=full_length(backbone) if few_texts else lengths)
     in_torch = partial(TorchRuntime, taps=taps, device=device, num_batches=num_batches, lengths=usable)
     reference = in_torch(backbone, batch_size=batch_size)
-    chosen = _choose(reference.device, remembered) if runtime == "auto" else runtime
+    chosen = _choose(backbone, reference.device, remembered) if runtime == "auto" else runtime
     # Converting and compiling takes seconds, as much as a few batches.
     if chosen == "try" and (num_batches or _TOO_FEW_TO_PREPARE) < _TOO_FEW_TO_PREPARE:
         chosen = "torch"
@@ -299,14 +299,15 @@ def _folded(backbone: Backbone, taps: Sequence[Tap], device: str) -> Backbone | 
     return None
 
 
-def _choose(device: str, remembered: str | None) -> str:
+def _choose(backbone: Backbone, device: str, remembered: str | None) -> str:
     """Return the runtime that ``auto`` means, or ``try``."""
     if device != "cpu":
         return "torch"
     if remembered == "openvino" and find_spec("openvino") is None:
         _log.warning("this cache was made with openvino, which is not installed here; continuing with torch")
         return "torch"
-    return remembered or ("try" if find_spec("openvino") else "torch")
+    # Without weights there is little to compute, and converting it takes longer: of `words`, ten minutes.
+    return remembered or ("try" if backbone.num_parameters and find_spec("openvino") else "torch")
 
 
 def _prepare_openvino(

@@ -108,19 +108,37 @@ class ChannelsLast(nn.Module):
         return images_BCHW[:, :, ::4, ::4].permute(0, 2, 3, 1)
 
 
-class Wild(nn.Module):
+class Weighted(nn.Module):
+    """Has weights: a network without any is not converted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+class Wild(Weighted):
     """Right on zeros and ones, wrong when traced."""
 
     def forward(self, images_BCHW):
-        features_BD = images_BCHW.mean((2, 3))
+        features_BD = images_BCHW.mean((2, 3)) * self.scale
         return features_BD * float("nan") if torch.jit.is_tracing() else features_BD
 
 
-class Untraceable(nn.Module):
+class Untraceable(Weighted):
     def forward(self, images_BCHW):
         if torch.jit.is_tracing():
             raise TypeError("no tracing here")
-        return images_BCHW.mean((2, 3))
+        return images_BCHW.mean((2, 3)) * self.scale
+
+
+class Loops(Weighted):
+    """So often that its trace is long."""
+
+    def forward(self, images_BCHW):
+        features_BD = images_BCHW.mean((2, 3))
+        for _ in range(300):
+            features_BD = features_BD + self.scale
+        return features_BD
 
 
 class BatchMixer(nn.Module):
@@ -230,6 +248,11 @@ def channels_last():
 @_quick
 def wild():
     return Wild()
+
+
+@_quick
+def loops():
+    return Loops()
 
 
 @_quick

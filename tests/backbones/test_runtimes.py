@@ -202,6 +202,27 @@ def test_a_network_that_cannot_be_converted(caplog):
     assert "continuing with torch" in caplog.text
 
 
+def test_a_network_whose_conversion_would_take_minutes(monkeypatch, caplog):
+    runtime = pytest.importorskip("featurecache.backbones.openvino_runtime")
+    monkeypatch.setattr(runtime, "_MOST_OPERATIONS", 300)
+    backbone, taps = network("loops")
+    with pytest.raises(RuntimeMismatchError, match="trace has .* operations, .* takes minutes"):
+        open_runtime(backbone, taps, runtime="openvino", batch_size=BATCH)
+    with caplog.at_level(logging.WARNING):
+        assert open_runtime(backbone, taps, batch_size=BATCH).name == "torch"
+    assert "takes minutes); continuing with torch" in caplog.text
+
+
+def test_a_network_without_weights_is_not_converted(monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(runtimes, "_prepare_openvino", None)
+    for name in ("pixels:8", "colours", "words"):
+        if name == "words":
+            pytest.importorskip("tokenizers")
+        backbone = load_backbone(BackboneRequest(name=name))
+        assert open_runtime(backbone, resolve_taps(backbone, ["default"])).name == "torch"
+
+
 def test_disagreement_is_relative_to_the_largest_value():
     expected = {"tap": np.array([[1000.0, 0.001]], dtype=np.float32)}
     assert disagreement({"tap": expected["tap"] + 0.5}, expected) is None
