@@ -203,7 +203,7 @@ def named_source(args: argparse.Namespace, source: Any) -> Any:
     source
         What it calls a source.
     """
-    if source is None or not Path(source).is_file():
+    if source is None or not (Path(source).is_file() or str(source).lower().endswith(".parquet")):
         return source
     from featurecache.sources.opening import source_spec
 

@@ -22,7 +22,7 @@ from featurecache.cli.options import (
     verb_parser,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, report_failures
-from featurecache.cli.task import add_label_options, labels_of, print_task
+from featurecache.cli.task import add_label_options, carried_labels, carrying_spec, labels_of, print_task
 from featurecache.cli.train import add_training_options, print_results, training_of
 from featurecache.tables import is_table_name
 
@@ -72,28 +72,28 @@ def run(args: argparse.Namespace) -> int:
     with without_collection():
         from featurecache import run as do_main_job
         from featurecache.deployment import kept  # noqa: F401 - brings PyTorch and scikit-learn, which the job needs
-        from featurecache.sources.opening import source_spec
-        from featurecache.sources.parquet_images import PARQUET_SUFFIX
 
-    # Tables have the labels too, unless another one is named, which may know texts by their id.
-    source, path = named_source(args, args.source), Path(args.source)
-    is_table = is_table_name(path)
-    if path.suffix.lower() == PARQUET_SUFFIX and path.is_file() and args.text_column is None:
-        # It may hold the images themselves, and then labels beside them, as tars do.
-        is_table = source_spec(path, path_column=args.path_column).kind != "parquet"
-    table = args.labels or (path if args.text_column is not None or (is_table and path.is_file()) else None)
-    by_id = args.labels is not None and args.id_column is not None
-    # Tar and Parquet files may have labels of their own; else the folders in them say the class.
-    labels = None
-    # What options say of a table that is not there is no mistake: the missing table is, and opening it says so.
-    if table is not None or not is_table:
-        labels = labels_of(args, table, text_column=None if by_id else args.text_column)
+    source, path, labels = named_source(args, args.source), Path(args.source), None
+    # Tar and Parquet files may have labels beside their samples, which are read with them.
+    spec = carrying_spec(args, str(args.source)) if args.labels is None else None
+    if spec is not None and (args.label_column or args.merge_spellings):
+        labels = carried_labels(args, spec) or labels_of(args, None, text_column=None)
+    if spec is None:
+        # Tables have the labels too, unless another one is named, which may know texts by their id.
+        is_table = is_table_name(path) and path.is_file()
+        table = args.labels or (path if args.text_column is not None or is_table else None)
+        by_id = args.labels is not None and args.id_column is not None
+        # What options say of a table that is not there is no mistake: the missing table is, and opening it says so.
+        if table is not None or path.is_dir() or not is_table_name(path):
+            labels = labels_of(args, table, text_column=None if by_id else args.text_column)
+        if table is None and not path.is_dir():
+            labels = None
     with progress_on_stderr(quiet=args.quiet) as progress:
         done = called(
             args,
             do_main_job,
             source=source,
-            labels=None if table is None and not path.is_dir() else labels,
+            labels=labels,
             backbone=requests_of(args),
             training=training_of(args),
             command=shlex.join(["featurecache", *sys.argv[1:]]),

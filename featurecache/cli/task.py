@@ -23,6 +23,7 @@ from featurecache.store.labels import ClassFolder
 from featurecache.wording import counted
 
 if TYPE_CHECKING:
+    from featurecache.sources.opening import SourceSpec
     from featurecache.store.label_tables import LabelTable
     from featurecache.store.labels import FolderLabels, TableLabels
     from featurecache.store.store import FeatureStore
@@ -33,6 +34,8 @@ _OF_TABLES = (
     *("delimiter", "no_header", "keep_na", "class_folder"),
 )
 """Options that say how a table is read, which are refused rather than ignored where there is none."""
+_CARRIERS = ("tars", "parquet", "parquet_texts")
+"""Kinds of sources that may carry labels beside their samples."""
 _MOST_CLASSES = 50
 """In a table on a terminal."""
 
@@ -59,7 +62,6 @@ def add_parser(verbs: Any) -> None:
     add.add_argument("name", metavar="NAME", help="what the task is called")
     add.add_argument(
         "labels",
-        type=Path,
         nargs="?",
         metavar="LABELS.csv",
         help="a table that names the samples and says their label, maybe their split too; columns are found by name; a "
@@ -68,7 +70,7 @@ def add_parser(verbs: Any) -> None:
     add.add_argument("--from-folders", action="store_true", help="the class is the file's folder")
     add_label_options(add)
     add.add_argument("--text-column", metavar="NAME", help="what is labelled stands in this column")
-    add.add_argument("--source", type=Path, metavar="SOURCE", help="label only this source of the cache")
+    add.add_argument("--source", metavar="SOURCE", help="label only this source of the cache")
     add.add_argument(
         "--group-near-copies",
         action="store_true",
@@ -153,7 +155,7 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
 
 
 def labels_of(
-    args: argparse.Namespace, table: Path | None, *, text_column: str | None, root: Path | None = None
+    args: argparse.Namespace, table: Path | None, *, text_column: str | None, root: str | None = None
 ) -> FolderLabels | LabelTable:
     """Return the labels that the options name: those of a table, not read yet, or of the folders where there is none.
 
@@ -210,8 +212,13 @@ def run_add(args: argparse.Namespace) -> int:
             "say where the labels come from: --from-folders, a table, or the tar or Parquet files that carry them"
         )
     # By its key, under which the cache has listed it.
-    root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
-    named = _carried_labels(args) or labels_of(args, args.labels, text_column=args.text_column, root=root)
+    root = None if args.source is None else open_source(args.source, text_column=args.text_column).key
+    named: FolderLabels | LabelTable | TableLabels | None
+    if (spec := carrying_spec(args, args.labels)) is None:
+        table = None if args.labels is None else Path(args.labels)
+        named = labels_of(args, table, text_column=args.text_column, root=root)
+    elif (named := carried_labels(args, spec)) is None:
+        raise RequestError(f"{args.labels} carries no labels; give a table, or --from-folders")
     store = FeatureStore.open(args.cache)
     labels = named.read(root=root, names=store.listings.names(root) or None) if isinstance(named, LabelTable) else named
     alike = None
@@ -228,27 +235,55 @@ def run_add(args: argparse.Namespace) -> int:
     return 0
 
 
-def _carried_labels(args: argparse.Namespace) -> TableLabels | None:
-    """Return the labels that tar or Parquet files of images carry, where these are named instead of a table."""
-    from featurecache.interop.dataset_labels import labels_in_source
-    from featurecache.sources.opening import open_spec, source_spec
-    from featurecache.sources.parquet_images import PARQUET_SUFFIX
+def carrying_spec(args: argparse.Namespace, named: str | None) -> SourceSpec | None:
+    """Return the source of tar or Parquet files that hold samples, where somebody has named such files.
+
+    Parameters
+    ----------
+    args
+        Of a parser with `add_label_options`.
+    named
+        What may be such files.
+
+    Raises
+    ------
+    RequestError
+        Options say of a table what these files do not have.
+    """
+    from featurecache.sources.opening import source_spec
+    from featurecache.sources.parquet_files import PARQUET_SUFFIX
     from featurecache.sources.tars import TAR_SUFFIXES
 
     # By its name first: another table need not be opened twice.
-    if args.labels is None or not str(args.labels).lower().endswith((*TAR_SUFFIXES, PARQUET_SUFFIX)):
+    if named is None or not named.lower().endswith((*TAR_SUFFIXES, PARQUET_SUFFIX)):
         return None
-    spec = source_spec(args.labels, path_column=args.path_column)
-    if spec.kind not in ("tars", "parquet"):
+    spec = source_spec(named, path_column=args.path_column, text_column=args.text_column)
+    if spec.kind not in _CARRIERS:
         return None
+    used = {"tars": (), "parquet": ("label_column",), "parquet_texts": ("label_column", "text_column")}[spec.kind]
     given = ["kind"] if args.kind != "classification" else []
-    if given := given + [option for option in _OF_TABLES if getattr(args, option)]:
-        raise RequestError(
-            f"{args.labels} carries one class for each image; leave {option_name(given[0])} out, or give a table"
-        )
-    if (found := labels_in_source(spec, open_spec(spec))) is None:
-        raise RequestError(f"{args.labels} carries no labels; give a table, or --from-folders")
-    return replace(found, merge_spellings=args.merge_spellings)
+    given += [option for option in _OF_TABLES if getattr(args, option) and option not in used]
+    if given or len(args.label_column or []) > 1:
+        noun, option = "text" if spec.kind == "parquet_texts" else "image", option_name((given or ["label_column"])[0])
+        raise RequestError(f"{named} carries one class for each {noun}; leave {option} out, or give a table")
+    return spec
+
+
+def carried_labels(args: argparse.Namespace, spec: SourceSpec) -> TableLabels | None:
+    """Return the labels that tar or Parquet files carry beside their samples, if they do.
+
+    Parameters
+    ----------
+    args
+        Of a parser with `add_label_options`.
+    spec
+        Of the files.
+    """
+    from featurecache.interop.dataset_labels import labels_in_source
+    from featurecache.sources.opening import open_spec
+
+    found = labels_in_source(spec, open_spec(spec), label_column=args.label_column and args.label_column[0])
+    return found and replace(found, merge_spellings=args.merge_spellings)
 
 
 def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -> None:

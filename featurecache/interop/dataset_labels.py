@@ -11,7 +11,7 @@ import numpy as np
 from featurecache.errors import TaskError
 from featurecache.sources.datasets import dataset_labels, is_dataset, is_hugging_face
 from featurecache.sources.opening import SourceSpec
-from featurecache.sources.parquet_images import ParquetImages
+from featurecache.sources.parquet_files import ParquetRows
 from featurecache.sources.path_table import PathTable
 from featurecache.sources.source import Source
 from featurecache.sources.tars import Tars
@@ -50,7 +50,9 @@ def labels_from_dataset(dataset: Any, *, root: str | Path | None = None, merge_s
     )
 
 
-def labels_in_source(source: Any, opened: Source, text_column: str | None = None) -> TableLabels | None:
+def labels_in_source(
+    source: Any, opened: Source, text_column: str | None = None, *, label_column: str | None = None
+) -> TableLabels | None:
     """Return the labels that a source has of its own; None where its folders may say them.
 
     Parameters
@@ -60,6 +62,8 @@ def labels_in_source(source: Any, opened: Source, text_column: str | None = None
     opened : Source
     text_column : str, optional
         Of a table or a data frame of texts.
+    label_column : str, optional
+        Of Parquet files that hold the samples.
 
     Raises
     ------
@@ -79,8 +83,9 @@ def labels_in_source(source: Any, opened: Source, text_column: str | None = None
             delimiter=opened.delimiter,
             has_header=opened.has_header,
         )
-    if isinstance(opened, Tars | ParquetImages):
-        found = tuple(Label(name, label) for name, label in opened.labels())
+    if isinstance(opened, Tars | ParquetRows):
+        labels = opened.labels(label_column) if isinstance(opened, ParquetRows) else opened.labels()
+        found = tuple(Label(name, label) for name, label in labels)
         origin = Path(opened.url).name
         return TableLabels(labels=found, origin=origin, root=opened.key) if found else None
     # What is named by a path has folders, and these may be the classes.

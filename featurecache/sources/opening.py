@@ -24,7 +24,9 @@ from featurecache.sources.files import NamedFiles
 from featurecache.sources.folder import FolderSource
 from featurecache.sources.hdf5_arrays import Hdf5Arrays
 from featurecache.sources.in_memory import IndexedImages, InMemory, number_names
-from featurecache.sources.parquet_images import PARQUET_SUFFIX, ParquetImages, image_columns
+from featurecache.sources.parquet_files import PARQUET_SUFFIX, ParquetRows
+from featurecache.sources.parquet_images import ParquetImages, image_columns
+from featurecache.sources.parquet_texts import ParquetTexts
 from featurecache.sources.path_list import PathList
 from featurecache.sources.path_table import PathTable
 from featurecache.sources.remote_files import is_remote
@@ -43,6 +45,7 @@ OWN: dict[str, Callable[..., Source]] = {
     "remote_folder": RemoteFolder,
     "tars": Tars,
     "parquet": ParquetImages,
+    "parquet_texts": ParquetTexts,
     "h5": Hdf5Arrays,
 }
 _HDF5 = (".h5", ".hdf5")
@@ -87,10 +90,10 @@ def source_spec(
     Parameters
     ----------
     path : path or str
-        A folder of images; with ``text_column``, a table of texts (CSV, TSV, JSON or Parquet), and with ``path_column``
-        one of paths and URLs of images; tar files, or Parquet files that hold images, one or a pattern; a zip file; an
-        HDF5 file (``h5://FILE::ARRAY``); a folder of any file system that fsspec knows (``s3://...``); or
-        ``KIND://...`` of another distribution.
+        A folder of images; with ``text_column``, a table of texts (CSV, TSV, JSON or Parquet) or a pattern of Parquet
+        files, and with ``path_column`` a table of paths and URLs of images; tar files, or Parquet files that hold
+        images, one or a pattern; a zip file; an HDF5 file (``h5://FILE::ARRAY``); a folder of any file system that
+        fsspec knows (``s3://...``); or ``KIND://...`` of another distribution.
     text_column, path_column : str, optional
         The column that holds the texts, or names the images; of Parquet files also that which holds them.
     id_column : str, optional
@@ -122,12 +125,20 @@ def source_spec(
     def spec(kind: str, url: str = text, /, **options: Any) -> SourceSpec:
         return SourceSpec(kind, url, tuple(sorted(options.items())))
 
+    is_parquet = text.lower().endswith(PARQUET_SUFFIX)
+    if text_column is not None and is_parquet and _is_elsewhere(text):
+        if id_column is not None:
+            raise RequestError(
+                f"--id-column {id_column} is for one table; rows of several Parquet files are named by the file and "
+                "their number"
+            )
+        return spec("parquet_texts", text_column=text_column, **limit)
     # Of a URL, options of a table go to the source of its scheme.
     if text_column is not None and "://" not in text:
         return spec("text_table", **of_texts, **form)
     if id_column is not None and "://" not in text:
         raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
-    if text.lower().endswith(PARQUET_SUFFIX) and _holds_images(text, path_column):
+    if is_parquet and _holds_images(text, path_column):
         return spec("parquet", **({} if path_column is None else {"column": path_column}), **limit)
     if path_column is not None:
         return spec("path_table", path_column=path_column, **of_paths)
@@ -159,8 +170,9 @@ def open_spec(spec: SourceSpec) -> Source:
 
 def table_options(source: Source) -> tuple[str, ...]:
     """Return the options of the command line that open a table as it was opened; none for other sources."""
-    if isinstance(source, ParquetImages):
-        return () if source.column is None else ("--path-column", source.column)
+    if isinstance(source, ParquetRows):
+        option = "--text-column" if source.modality == "text" else "--path-column"
+        return () if source.column is None else (option, source.column)
     if not isinstance(source, TextTable | PathTable):
         return ()
     named = {
@@ -299,9 +311,14 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
     return [*sources, *([NamedFiles(files)] if files else [])]
 
 
+def _is_elsewhere(path: str) -> bool:
+    """Tell whether a path is more than one file of this machine: a URL, or a pattern."""
+    return "://" in path or "::" in path or is_pattern(path) or "{" in path
+
+
 def _holds_images(path: str, column: str | None) -> bool:
     """Tell whether Parquet files hold images, in some column or in this one, and not the names of files."""
-    if "://" in path or "::" in path or is_pattern(path) or "{" in path:
+    if _is_elsewhere(path):
         return True  # tables of names are one file of this machine
     columns, of_bytes = image_columns(Path(path))
     if column is not None:

@@ -79,8 +79,7 @@ class ShardFolder:
 
     def read(self, record: Path) -> Commit:
         """Read one commit record and compare it with the schema."""
-        if not record.stem.isdecimal():
-            raise CorruptError(f"{record} has not the name of a commit record; remove it")
+        _check_name(record)
         commit = read_commit(record)
         if self.schema is not None:
             self.schema.check(commit, self.path)
@@ -196,7 +195,10 @@ class ShardFolder:
 
     def keys(self) -> list[str]:
         """Keys of all published shards, in order."""
-        return [record.stem for record in self.records()]
+        records = self.records()
+        for record in records:
+            _check_name(record)
+        return [record.stem for record in records]
 
     def discard(self, commits: Sequence[Commit]) -> None:
         """Withdraw superseded commits and their shards: the record first, so that no record ever points at nothing.
@@ -231,3 +233,8 @@ class ShardFolder:
         found = [path for path in paths if path.suffix == ".json" and not is_partial(path)]
         # By name: to compare paths of one folder takes ten times as long.
         return sorted(found, key=lambda path: path.name)
+
+
+def _check_name(record: Path) -> None:
+    if not record.stem.isdecimal():
+        raise CorruptError(f"{record} has not the name of a commit record; remove it")

@@ -28,7 +28,8 @@ from featurecache.extraction.work import work
 from featurecache.extraction.worker import Worker
 from featurecache.progress import Silent
 from featurecache.sources.opening import source_spec
-from featurecache.sources.parquet_images import ParquetImages, _Reader
+from featurecache.sources.parquet_files import _Reader
+from featurecache.sources.parquet_images import ParquetImages
 from featurecache.sources.tars import Tars
 from featurecache.spill import Spill
 from featurecache.store.gc import collect_garbage

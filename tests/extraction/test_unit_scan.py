@@ -218,6 +218,21 @@ def test_a_listing_that_is_finished_meanwhile_takes_no_reader_and_no_writer_down
     assert verify(store).problems == ()
 
 
+def test_a_record_without_a_number_is_named(tmp_path: Path) -> None:
+    store, source = FeatureStore.create(tmp_path / "c"), made("a", "b")
+    scan(store, source)
+    (record,) = store.path.glob("sources/*/parts/commits/*.json")
+    shutil.copy(record, record.with_name("x.json"))
+    for look in (store.listings.loose, store.listings.held, lambda: scan(store, source)):
+        with pytest.raises(CorruptError, match=r"x\.json has not the name of a commit record; remove it"):
+            look()
+    assert [problem.where for problem in verify(store).problems] == [
+        str(record.with_name("x.json").relative_to(store.path))
+    ]
+    assert repair(store)
+    check_same(scan(store, source), source, store)
+
+
 def one_unit(prefix: bytes) -> ListedUnit:
     """Return a unit of one sample that could not be read."""
     names, none = TextColumn.pack([b"0.jpg"]), np.array([-1])

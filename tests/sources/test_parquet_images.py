@@ -16,9 +16,10 @@ from object_store import Store
 import featurecache as fc
 from featurecache.errors import InputError, SourceError
 from featurecache.interop.dataset_labels import labels_in_source
-from featurecache.sources import parquet_images
+from featurecache.sources import parquet_files
 from featurecache.sources.opening import SourceSpec, open_source, open_sources, source_spec, table_options
-from featurecache.sources.parquet_images import ParquetImages, _Reader
+from featurecache.sources.parquet_files import _Reader
+from featurecache.sources.parquet_images import ParquetImages
 from featurecache.sources.source import Unit
 from featurecache.testing import SourceContract
 
@@ -112,7 +113,7 @@ def test_rows_without_an_image_are_bad_inputs(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_a_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_images, "_KEPT_BYTES", 4 << 20)
+    monkeypatch.setattr(parquet_files, "_KEPT_BYTES", 4 << 20)
     size, count = 6_000, 6 << 10
     noise = np.random.default_rng(0).bytes(size + count)
     images = [noise[k : k + size] for k in range(count)]
@@ -146,7 +147,7 @@ def test_neighbours_are_read_once_in_whatever_order(tmp_path: Path, passes: list
     assert passes == [2500 // 7, 40 // 7]
 
 
-def test_of_files_that_are_far_away_each_image_comes_once(tmp_path: Path) -> None:
+def test_of_files_that_are_far_away_each_image_comes_once(tmp_path: Path, call: Any) -> None:
     rng = np.random.default_rng(0)
     images = [rng.bytes(20_000) for _ in range(100)]
     data = write_parquet(tmp_path / "p.parquet", images, group=10).read_bytes()
@@ -159,6 +160,10 @@ def test_of_files_that_are_far_away_each_image_comes_once(tmp_path: Path) -> Non
     Store.served.clear()
     assert fc.scan("store://b/p-*.parquet", tmp_path / "c").num_read == 0
     assert Store.served.total() <= footers
+    for options in ([], ["--label-column", "label"]):
+        status, out, err = call("task", "add", tmp_path / "c", "t", "store://b/p-*.parquet", "--replace", *options)
+        assert status == 0, err
+        assert "100 samples" in out or "50" in out
 
 
 def test_labels_are_those_of_the_column(tmp_path: Path) -> None:
@@ -209,7 +214,7 @@ def test_what_is_no_whole_file_is_said(tmp_path: Path) -> None:
 
 def test_a_footer_of_too_many_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "p.parquet", [b"x"] * 9)
-    monkeypatch.setattr(parquet_images, "_MOST_ROWS", 8)
+    monkeypatch.setattr(parquet_files, "_MOST_ROWS", 8)
     with pytest.raises(SourceError, match=r"9 rows, more than 8; split it"):
         fc.scan(path, tmp_path / "c")
 
@@ -223,6 +228,12 @@ def test_run_takes_images_and_labels_of_one_file(tmp_path: Path, call: Any) -> N
     status, out, err = call("run", path, *options)
     assert "task run: 2 classes" in out, err
     assert status == 0, err
-    status, _, err = call("run", path, *options, "--label-column", "class")
-    assert status == 2
-    assert "--label-column is about a table" in err
+    columns["told"] = [*"uv" * 12, "u"]
+    parquet.write_table(arrow.table(columns), path)
+    status, out, err = call("run", path, *options, "--label-column", "told")
+    assert status == 0, err
+    assert fc.FeatureStore.open(tmp_path / "c").task("run").classes == ["u", "v"]
+    for option, value in (("--label-column", "tld"), ("--group-column", "told"), ("--class-folder", "outermost")):
+        status, _, err = call("run", path, *options, option, value)
+        assert status == 2
+        assert ("did you mean 'told'?" if value == "tld" else f"leave {option} out") in err
