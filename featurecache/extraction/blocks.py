@@ -8,12 +8,12 @@ is written down of it is what a scan writes, and a run that is killed is gone on
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class ReadBlock:
     left : sequence of Block
         Those that nobody has listed yet.
     lease : ExitStack
-        Gives back the lease, and the room of the bytes.
+        Gives back the lease, and the room of the bytes: when all is computed, as others take it for that then.
     """
 
     listing: Listing
@@ -126,36 +126,42 @@ def _cut(units: Sequence[FoundUnit]) -> list[list[FoundUnit]]:
     return blocks
 
 
-def read_blocks(job: ExtractionJob, blocks: Sequence[Block]) -> Generator[ReadBlock, None, None]:
-    """Yield the blocks that this worker gets, and read one ahead meanwhile; end when all of them are done by somebody.
+class BlockReader:
+    """Reads the blocks that this worker gets, one ahead in a thread of its own, until all are done by somebody.
 
     Parameters
     ----------
     job : ExtractionJob
     blocks : sequence of Block
         As `unlisted_blocks` returns them.
-
-    Yields
-    ------
-    ReadBlock
-        Its lease is given back when the next one is asked for: others take it for computed then.
     """
-    reader = _Reader(job, blocks)
-    context = copy_context()  # how many cores this worker counts on
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        ahead = pool.submit(context.run, reader.next)
-        try:
-            while (block := ahead.result()) is not None:
-                ahead = pool.submit(context.run, reader.next)
-                with block.lease:
-                    yield block
-        finally:
-            reader.ended.set()
-            ahead.add_done_callback(_give_back)
+
+    def __init__(self, job: ExtractionJob, blocks: Sequence[Block]) -> None:
+        self._reader = _Reader(job, blocks)
+        # How many cores this worker counts on.
+        self._read = partial(copy_context().run, self._reader.next)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._ahead: Future[ReadBlock | None] = self._pool.submit(self._read)
+
+    def next(self) -> ReadBlock | None:
+        """Return the next block, once it is read; None when all of them are done, or others are at the last."""
+        if (block := self._ahead.result()) is not None:
+            self._ahead = self._pool.submit(self._read)
+        return block
+
+    def next_if_read(self) -> ReadBlock | None:
+        """Return the next block where it is read already."""
+        return self.next() if self._ahead.done() else None
+
+    def close(self) -> None:
+        """End reading, and give back the lease of what was read ahead for nothing."""
+        self._reader.ended.set()
+        self._ahead.add_done_callback(_give_back)
+        self._pool.shutdown()
 
 
 def _give_back(ahead: Future[ReadBlock | None]) -> None:
-    """Give back the lease of a block that was read ahead for nothing."""
+    """Give back the lease of a block."""
     if ahead.exception() is None and (block := ahead.result()) is not None:
         block.lease.close()
 

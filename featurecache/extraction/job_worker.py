@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
-from featurecache.extraction.blocks import Block, listed_so_far, read_blocks
+from featurecache.extraction.blocks import Block, BlockReader, ReadBlock, listed_so_far
 from featurecache.extraction.job import ExtractionJob, LoadedNetwork
 from featurecache.extraction.known_units import FoundUnit
 from featurecache.extraction.recall import Variant
@@ -92,21 +93,30 @@ def work_on_blocks(
     shown = _ProgressOfUnits(progress, num_units)
     shown.note(f"{num_units:,} units of {human_bytes(num_bytes)} are read and computed in {len(blocks):,} blocks")
     shown.start("extracting", 0)  # how many samples there are is known when all are read
-    with closing(read_blocks(job, blocks)) as read:
-        for block in read:
-            shown.num_listed = num_units - sum(len(other.units) for other in block.left)
-            if not len(block.new_rows):
-                continue
+    with ExitStack() as held, closing(BlockReader(job, blocks)) as reader:
+
+        def with_rows(take: Callable[[], ReadBlock | None]) -> ReadBlock | None:
+            """Return the next block that holds something new."""
+            while (block := take()) is not None:
+                held.callback(block.lease.close)  # whatever comes of it
+                shown.num_listed = num_units - sum(len(other.units) for other in block.left)
+                if len(block.new_rows):
+                    return block
+                block.lease.close()
+            return None
+
+        while (block := with_rows(reader.next)) is not None:
             if worker is None:
                 # Of a part, and with its bytes; other workers take what the first of them has chosen.
                 types = choose_types(job, store, block.listing, block.kept, is_whole=False)
                 if not types:
+                    block.lease.close()
                     continue
                 # What was listed before: if features of it are there, some are compared.
                 worker = make_worker(job, store, listed_so_far(store, job.opened_source.key, units), shown, types=types)
                 opened.enter_context(worker)
             num_expected = len(block.new_rows) * (1 + len(block.left))
-            worker.extend(block.new_rows, block.listing, block.kept, num_expected=num_expected)
+            worker.extend(block, partial(with_rows, reader.next_if_read), num_expected=num_expected)
     if worker is not None:
         worker.progress = progress
     return worker

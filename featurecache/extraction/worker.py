@@ -7,12 +7,13 @@ so that neither disks nor digests hold the network up.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
+from threading import Lock
 from time import perf_counter, sleep
 from typing import Self
 
@@ -24,6 +25,7 @@ from featurecache.backbones.taps import Tap
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import InputError
 from featurecache.extraction import drift
+from featurecache.extraction.blocks import ReadBlock
 from featurecache.extraction.drafts import Draft
 from featurecache.extraction.estimate import estimate
 from featurecache.extraction.loading_processes import LoadingProcesses, open_processes
@@ -107,6 +109,7 @@ class Worker:
     _open: list[OpenShard] = field(default_factory=list)
     _last_remark: float = field(default_factory=perf_counter)
     _processes: LoadingProcesses | None = None
+    _block: _OpenBlock | None = None
     _done: Round = field(default_factory=Round)
     _is_ready: bool = False
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -149,28 +152,43 @@ class Worker:
             usage=(usage,) if usage.seconds else (),
         )
 
-    def extend(self, rows: RowRuns, listing: Listing, kept: Spill | None, *, num_expected: int) -> None:
-        """Compute rows that are new, so that no feature set has them; what others are at is left to them.
+    def extend(self, block: ReadBlock, following: Callable[[], ReadBlock | None], *, num_expected: int) -> None:
+        """Compute the rows of blocks that are new, so that no feature set has them; what others are at is left to them.
+
+        They are one stream, as the device would wait at the beginning of each one. The lease of a block is given back
+        when all of it is in the cache.
 
         Parameters
         ----------
-        rows : RowRuns
-        listing, kept : Listing, Spill or None
-            What holds them, and the bytes that are kept of it.
+        block : ReadBlock
+            The first.
+        following : callable
+            Returns the next one when loading gets there; None ends it.
         num_expected : int
-            Rows that are about to come, these among them.
+            Rows that are about to come, those of the first block among them.
 
         Raises
         ------
         DriftError
             This machine makes other features than those that are there.
         """
+        self._prepare(self._plan(block))
+        self._done.add(self._compute(self._stream(block, following), num_expected))
+        self._block = None
+
+    def _plan(self, block: ReadBlock) -> list[PlannedShard]:
         none = dict.fromkeys(self.taps, RowRuns.of([]))
-        shards = plan_extraction(rows, none, shard_rows=self.settings.shard_rows or LARGEST_SHARD)
-        self._prepare(shards)
-        estimate(shards, self.sets, self.taps, cache=self.store.path)  # is there room for them?
-        self.listing, self.kept = listing, kept
-        self._done.add(self._compute(shards, num_expected))
+        return plan_extraction(block.new_rows, none, shard_rows=self.settings.shard_rows or LARGEST_SHARD)
+
+    def _stream(self, block: ReadBlock | None, following: Callable[[], ReadBlock | None]) -> Iterator[PlannedShard]:
+        """Yield the shards of blocks, each of which is what is opened by then."""
+        while block is not None:
+            shards = self._plan(block)
+            estimate(shards, self.sets, self.taps, cache=self.store.path)  # is there room for them?
+            self.listing, self.kept = block.listing, block.kept
+            self._block = _OpenBlock(block.lease, len(shards))
+            yield from shards
+            block = following()
 
     def complete(self, rows: RowRuns | Rows) -> None:
         """Have the features of some rows cached, by this worker or by others that are at it.
@@ -269,7 +287,7 @@ class Worker:
         # Also where nothing lacks: another worker may have published its own while ours was opening its runtime.
         self.runtimes.agree(drift.recorded_provenance(self.sets))
 
-    def _compute(self, shards: Sequence[PlannedShard], num_expected: int) -> Round:
+    def _compute(self, shards: Iterable[PlannedShard], num_expected: int) -> Round:
         """Compute, write and commit shards, except those that another worker is at or has done."""
         done, writing = Round(), deque[Future[Round]]()
         with ExitStack() as stack:
@@ -327,6 +345,8 @@ class Worker:
         leases = Leases(self.store.path / "features" / self.sets[0].fingerprint / "leases")
         for shard in shards:
             with ExitStack() as lease:
+                if self._block is not None:
+                    lease.callback(self._block.one_less)
                 if not lease.enter_context(leases.hold(shard.key)):
                     done.leased = True
                     continue
@@ -391,3 +411,27 @@ class Worker:
         for shard in self._open:
             shard.close()
         self._open.clear()
+
+
+@dataclass
+class _OpenBlock:
+    """A block of which some shards are not in the cache yet.
+
+    Attributes
+    ----------
+    lease : ExitStack
+        Gives the block back.
+    num_left : int
+        Shards that are on their way, or to come.
+    """
+
+    lease: ExitStack
+    num_left: int
+    _lock: Lock = field(default_factory=Lock)
+
+    def one_less(self) -> None:
+        """Count a shard that has gone its way."""
+        with self._lock:
+            self.num_left -= 1
+            if not self.num_left:
+                self.lease.close()

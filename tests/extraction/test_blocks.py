@@ -19,13 +19,15 @@ from object_store import Store
 
 import featurecache as fc
 from featurecache.errors import FeatureCacheError, SourceError
-from featurecache.extraction import blocks
+from featurecache.extraction import blocks, worker
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.open_shards import OpenShard
 from featurecache.extraction.report import ExtractionReport
 from featurecache.extraction.scan import scan
 from featurecache.extraction.work import work
 from featurecache.extraction.worker import Worker
+from featurecache.hashing import digest_bytes
 from featurecache.progress import Silent
 from featurecache.sources.opening import source_spec
 from featurecache.sources.parquet_files import _Reader
@@ -476,6 +478,38 @@ def test_other_engines_read_in_blocks(
     assert extract(pattern, tmp_path / "c", engine=engine).num_extracted == 0
 
 
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_blocks_are_one_stream_where_reading_keeps_up(
+    is_quick: bool, pattern: str, tmp_path: Path, expected: ExtractionReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device does not wait at the end of each; a lease lasts until the last shard of its block is in the cache."""
+    streams, real = list[int](), worker.run_chunks
+    reader: Any = blocks.BlockReader
+    monkeypatch.setattr(reader, "next_if_read", reader.next if is_quick else lambda _: None)
+    monkeypatch.setattr(worker, "run_chunks", lambda *args, **options: streams.append(1) or real(*args, **options))
+    leases, done = list[tuple[bool, bool]](), list[int]()
+
+    def close(shard: OpenShard, real_close: Any = OpenShard.close) -> None:
+        real_close(shard)
+        done.extend(shard.rows.tolist())
+        store = FeatureStore.open(tmp_path / "c")
+        for part in store.listings.loose():
+            for number, prefix in enumerate(part.prefixes.encoded()):
+                new = {row for row in part.unit(number).rows.tolist() if PER_TAR * at(prefix) <= row}
+                lease = store.listings.leases(pattern).is_taken(f"block-{digest_bytes(prefix)[:16]}")
+                leases.append((new <= set(done), lease))
+
+    def at(prefix: bytes) -> int:
+        return int(prefix[2:3])
+
+    monkeypatch.setattr(OpenShard, "close", close)
+    check_same(extract(pattern, tmp_path / "c"), expected)
+    assert len(streams) == (1 if is_quick else NUM_TARS)
+    # A block is held as long as rows of it are missing, and no longer.
+    assert all(is_held != is_done for is_done, is_held in leases)
+    assert {is_held for _, is_held in leases} == {True, False}
+
+
 def test_workers_share_the_blocks(pattern: str, tmp_path: Path, listed: Counter[str]) -> None:
     """A block that another holds is left to it, and computed by whoever is there where that one is lost."""
     job = ExtractionJob(
@@ -487,12 +521,17 @@ def test_workers_share_the_blocks(pattern: str, tmp_path: Path, listed: Counter[
     leases = store.listings.leases(job.opened_source.key)
     with leases.hold(units[1].key) as mine:
         assert mine
-        reading = blocks.read_blocks(job, units)
-        read = [next(reading) for _ in range(NUM_TARS - 1)]
+        reader = blocks.BlockReader(job, units)
+        read = [reader.next() for _ in range(NUM_TARS - 1)]
         assert [block.listing.paths[0][:7] for block in read] == ["p-0.tar", "p-2.tar", "p-3.tar", "p-4.tar"]
-    last = next(reading)
+        assert reader.next_if_read() is None
+    last = reader.next()
+    assert last is not None
     assert last.listing.paths[0].startswith("p-1.tar")
-    assert next(reading, None) is None
+    assert reader.next() is None
+    reader.close()
+    for block in (*read, last):
+        block.lease.close()
     # All are listed, and none is computed.
     assert work(job).num_rows == NUM_TARS * PER_TAR
 
