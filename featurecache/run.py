@@ -277,13 +277,20 @@ def _check_options(
 def _read_labels(
     labels: Any, source: Any, opened: Source, text_column: str | None, id_column: str | None, names: Sequence[str]
 ) -> FolderLabels | TableLabels:
-    """Return the labels of a source: what is given, else what the source carries, else its folders."""
+    """Return the labels of a source: what is given, else what the source carries, else its folders.
+
+    Of a folder without one for each class, a metadata.csv, .jsonl or .parquet beside the images says them.
+    """
     from featurecache.interop.dataset_labels import labels_in_source
+    from featurecache.sources.folder import FolderSource
+    from featurecache.store.label_metadata import are_labels_beside
     from featurecache.store.label_tables import LabelTable, labels_from_csv, labels_from_frame, labels_from_mapping
     from featurecache.store.labels import FolderLabels, TableLabels, labels_from_folders
 
     root = opened.key
     if labels is None:
+        if isinstance(opened, FolderSource) and are_labels_beside(root, names):
+            return labels_from_csv(root, root=root, names=names)
         return labels_in_source(source, opened, text_column) or labels_from_folders(root)
     if isinstance(labels, str | Path):
         # A table of labels may name texts by their id instead of holding them again.

@@ -105,6 +105,37 @@ def test_an_output_that_cannot_be_written_does_not_cost_the_heads(
     assert "ridge" in out
 
 
+@pytest.mark.parametrize("is_split", [False, True])
+def test_of_a_folder_without_classes_a_table_beside_the_images_has_the_labels(
+    is_split: bool, tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    for folder in ("train", "test") if is_split else (".",):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        rows = [{"file_name": f"{k}.png", "label": "ab"[k % 2]} for k in range(12)]
+        (tmp_path / "photos" / folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for k, row in enumerate(rows):
+            write_image(
+                tmp_path / "photos" / folder / row["file_name"], (90, 90, 90), seed=k + 100 * (folder == "test")
+            )
+    options = ["--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME, "--head", "nearest_mean", "--device", "cpu"]
+    status, out, err = call("run", tmp_path / "photos", *options)
+    assert status == 0, err
+    assert "task run: 2 classes" in out
+    counts = fc.FeatureStore.open(tmp_path / "c").task("run").classes
+    assert counts == ["a", "b"]
+    assert ("12 test" in out) == is_split
+    # Folders that say classes are taken at their word.
+    for k in range(10):
+        write_image(tmp_path / "photos" / "xy"[k % 2] / f"new-{k}.png", (90, 90, 90), seed=1000 + k)
+    done = fc.run(
+        tmp_path / "photos",
+        cache=tmp_path / "d",
+        backbone=TINY,
+        training=fc.TrainingSettings(heads=("nearest_mean",)),
+    )
+    assert done.training.task.classes == ["x", "y"]
+
+
 @pytest.mark.full
 def test_texts_have_their_labels_in_the_same_table(tmp_path: Path) -> None:
     texts = list(dict.fromkeys(some_texts(40)))

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         # What options say of a table that is not there is no mistake: the missing table is, and opening it says so.
         if table is not None or path.is_dir() or not is_table_name(path):
             labels = labels_of(args, table, text_column=None if by_id else args.text_column)
-        if table is None and not path.is_dir():
+        # What nobody has said anything of is for the job to find.
+        if table is None and not (path.is_dir() and (args.class_folder or args.merge_spellings)):
             labels = None
     with progress_on_stderr(quiet=args.quiet) as progress:
         done = called(

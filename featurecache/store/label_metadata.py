@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from featurecache.errors import TaskError
+from featurecache.store.label_folders import label_of_path
 from featurecache.store.labels import SPLIT_OF, TableLabels
 
 _SUFFIXES = (".csv", ".jsonl", ".parquet")
 """Of the tables that Hugging Face calls ``metadata``."""
+
+
+def are_labels_beside(folder: str | Path, names: Iterable[str]) -> bool:
+    """Tell whether tables beside the samples are to say their labels: there are some, and folders say no classes.
+
+    Parameters
+    ----------
+    folder : str or Path
+    names : iterable of str
+        Of the samples in it.
+    """
+    classes = {label.label for label in map(label_of_path, names) if label is not None}
+    return len(classes) < 2 and any(map(_is_metadata, Path(folder).rglob("metadata.*")))
 
 
 def metadata_tables(folder: Path) -> list[Path]:
@@ -21,7 +35,7 @@ def metadata_tables(folder: Path) -> list[Path]:
     TaskError
         There is none.
     """
-    found = sorted(path for path in folder.rglob("metadata.*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    found = sorted(filter(_is_metadata, folder.rglob("metadata.*")))
     if not found:
         raise TaskError(
             f"cannot read labels from {folder}: it is a folder without metadata.csv, .jsonl or .parquet; name a table, "
@@ -84,3 +98,7 @@ def named_beside(path: Path, labels: TableLabels, names: Sequence[str] | None) -
         if all(f"{prefix}/{key}" in known for key in keys):
             return replace(labels, labels=tuple(replace(label, key=f"{prefix}/{label.key}") for label in labels.labels))
     return labels
+
+
+def _is_metadata(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and path.is_file()
