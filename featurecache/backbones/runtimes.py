@@ -306,8 +306,9 @@ def _choose(backbone: Backbone, device: str, remembered: str | None) -> str:
     if remembered == "openvino" and find_spec("openvino") is None:
         _log.warning("this cache was made with openvino, which is not installed here; continuing with torch")
         return "torch"
-    # Without weights there is little to compute, and converting it takes longer: of `words`, ten minutes.
-    return remembered or ("try" if backbone.num_parameters and find_spec("openvino") else "torch")
+    # What counts words does so in a loop over tokens, and converting that takes ten minutes.
+    is_loop = backbone.preprocess.modality == "text" and not backbone.num_parameters
+    return remembered or ("try" if find_spec("openvino") and not is_loop else "torch")
 
 
 def _prepare_openvino(

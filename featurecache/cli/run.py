@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     source, path, labels = named_source(args, args.source), Path(args.source), None
     # Tar and Parquet files may have labels beside their samples, which are read with them.
     spec = carrying_spec(args, str(args.source)) if args.labels is None else None
-    if spec is not None and (args.label_column or args.merge_spellings):
+    if spec is not None and (args.label_column or args.merge_spellings or args.class_folder):
         labels = carried_labels(args, spec) or labels_of(args, None, text_column=None)
     if spec is None:
         # Tables have the labels too, unless another one is named, which may know texts by their id.

@@ -34,8 +34,12 @@ _OF_TABLES = (
     *("delimiter", "no_header", "keep_na", "class_folder"),
 )
 """Options that say how a table is read, which are refused rather than ignored where there is none."""
-_CARRIERS = ("tars", "parquet", "parquet_texts")
-"""Kinds of sources that may carry labels beside their samples."""
+_USED = {
+    "tars": ("class_folder",),
+    "parquet": ("label_column",),
+    "parquet_texts": ("label_column", "text_column"),
+}
+"""Of these options, those of each kind of source that may carry labels beside its samples."""
 _MOST_CLASSES = 50
 """In a table on a terminal."""
 
@@ -258,9 +262,9 @@ def carrying_spec(args: argparse.Namespace, named: str | None) -> SourceSpec | N
     if named is None or not named.lower().endswith((*TAR_SUFFIXES, PARQUET_SUFFIX)):
         return None
     spec = source_spec(named, path_column=args.path_column, text_column=args.text_column)
-    if spec.kind not in _CARRIERS:
+    if spec.kind not in _USED:
         return None
-    used = {"tars": (), "parquet": ("label_column",), "parquet_texts": ("label_column", "text_column")}[spec.kind]
+    used = _USED[spec.kind]
     given = ["kind"] if args.kind != "classification" else []
     given += [option for option in _OF_TABLES if getattr(args, option) and option not in used]
     if given or len(args.label_column or []) > 1:
@@ -283,6 +287,8 @@ def carried_labels(args: argparse.Namespace, spec: SourceSpec) -> TableLabels | 
     from featurecache.sources.opening import open_spec
 
     found = labels_in_source(spec, open_spec(spec), label_column=args.label_column and args.label_column[0])
+    if found is not None and args.class_folder:
+        raise RequestError(f"{spec.url} carries one class for each image; leave --class-folder out, or give a table")
     return found and replace(found, merge_spellings=args.merge_spellings)
 
 

@@ -150,8 +150,8 @@ class BlockReader:
         return block
 
     def next_if_read(self) -> ReadBlock | None:
-        """Return the next block where it is read already."""
-        return self.next() if self._ahead.done() else None
+        """Return the next block where it is read already; `next` says what went wrong with it."""
+        return self.next() if self._ahead.done() and self._ahead.exception() is None else None
 
     def close(self) -> None:
         """End reading, and give back the lease of what was read ahead for nothing."""

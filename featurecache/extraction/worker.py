@@ -23,7 +23,7 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime
 from featurecache.backbones.taps import Tap
 from featurecache.backbones.torch_runtime import checked_device
-from featurecache.errors import InputError
+from featurecache.errors import InputError, RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.blocks import ReadBlock
 from featurecache.extraction.drafts import Draft
@@ -173,18 +173,27 @@ class Worker:
             This machine makes other features than those that are there.
         """
         self._prepare(self._plan(block))
-        self._done.add(self._compute(self._stream(block, following), num_expected))
+        refused: list[RequestError] = []
+        self._done.add(self._compute(self._stream(block, following, refused), num_expected))
         self._block = None
+        if refused:  # now: what was on its way is in the cache
+            raise refused[0]
 
     def _plan(self, block: ReadBlock) -> list[PlannedShard]:
         none = dict.fromkeys(self.taps, RowRuns.of([]))
         return plan_extraction(block.new_rows, none, shard_rows=self.settings.shard_rows or LARGEST_SHARD)
 
-    def _stream(self, block: ReadBlock | None, following: Callable[[], ReadBlock | None]) -> Iterator[PlannedShard]:
-        """Yield the shards of blocks, each of which is what is opened by then."""
+    def _stream(
+        self, block: ReadBlock | None, following: Callable[[], ReadBlock | None], refused: list[RequestError]
+    ) -> Iterator[PlannedShard]:
+        """Yield the shards of blocks, each of which is what is opened by then, until there is no room for one."""
         while block is not None:
             shards = self._plan(block)
-            estimate(shards, self.sets, self.taps, cache=self.store.path)  # is there room for them?
+            try:
+                estimate(shards, self.sets, self.taps, cache=self.store.path)
+            except RequestError as error:
+                refused.append(error)
+                return
             self.listing, self.kept = block.listing, block.kept
             self._block = _OpenBlock(block.lease, len(shards))
             yield from shards

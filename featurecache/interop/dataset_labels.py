@@ -16,7 +16,9 @@ from featurecache.sources.path_table import PathTable
 from featurecache.sources.source import Source
 from featurecache.sources.tars import Tars
 from featurecache.sources.text_table import TextTable
+from featurecache.store.label_entries import TargetReader
 from featurecache.store.labels import SPLIT_OF, Label, TableLabels
+from featurecache.tables import ListField
 
 
 def labels_from_dataset(dataset: Any, *, root: str | Path | None = None, merge_spellings: bool = False) -> TableLabels:
@@ -83,10 +85,19 @@ def labels_in_source(
             delimiter=opened.delimiter,
             has_header=opened.has_header,
         )
-    if isinstance(opened, Tars | ParquetRows):
-        labels = opened.labels(label_column) if isinstance(opened, ParquetRows) else opened.labels()
-        found = tuple(Label(name, label) for name, label in labels)
-        origin = Path(opened.url).name
+    origin = Path(getattr(opened, "url", "")).name
+    if isinstance(opened, ParquetRows):
+        # As a table with one column of classes is read.
+        labels = opened.labels(label_column)
+        reader = TargetReader("classification", ("label",), blank=None, uncertain="missing", separator=" ")
+        fields = ((name, entry if isinstance(entry, ListField) else entry.strip()) for name, entry in labels)
+        read = ((name, reader.read(name, [field])) for name, field in fields)
+        found = tuple(Label(name, target[0]) for name, target in read if target is not None)
+        if not found:
+            raise TaskError(f"{opened.url} has no label in any row; name another column with --label-column")
+        return TableLabels(labels=found, origin=origin, root=opened.key)
+    if isinstance(opened, Tars):
+        found = tuple(Label(name, label) for name, label in opened.labels())
         return TableLabels(labels=found, origin=origin, root=opened.key) if found else None
     # What is named by a path has folders, and these may be the classes.
     if isinstance(source, str | Path | SourceSpec):

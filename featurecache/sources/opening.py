@@ -126,6 +126,8 @@ def source_spec(
         return SourceSpec(kind, url, tuple(sorted(options.items())))
 
     is_parquet = text.lower().endswith(PARQUET_SUFFIX)
+    if is_parquet and form and _is_elsewhere(text):
+        raise RequestError(f"--delimiter and --no-header are about tables of text, and {path} are Parquet files")
     if text_column is not None and is_parquet and _is_elsewhere(text):
         if id_column is not None:
             raise RequestError(
@@ -312,8 +314,8 @@ def open_sources(paths: Sequence[Any]) -> list[Source]:
 
 
 def _is_elsewhere(path: str) -> bool:
-    """Tell whether a path is more than one file of this machine: a URL, or a pattern."""
-    return "://" in path or "::" in path or is_pattern(path) or "{" in path
+    """Tell whether a path is more than one file of this machine: the URL of a file system, or a pattern."""
+    return is_remote(path) or ((is_pattern(path) or "{" in path) and not Path(path).is_file())
 
 
 def _holds_images(path: str, column: str | None) -> bool:

@@ -25,6 +25,7 @@ from featurecache.sources.file_units import FileUnits
 from featurecache.sources.remote_files import RemoteFiles
 from featurecache.sources.source import Entry, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
+from featurecache.tables import field_of
 from featurecache.wording import counted
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class ParquetRows(FileUnits):
         return data
 
     def labels(self, column: str | None = None) -> Iterator[tuple[str, str]]:
-        """Yield the name and the label of each row.
+        """Yield the name of each row and what its label is, as a field of a table.
 
         Parameters
         ----------
@@ -143,7 +144,7 @@ class ParquetRows(FileUnits):
         Raises
         ------
         SourceError
-            No file has this column.
+            No file has such a column.
         """
         wanted, others = LABEL_COLUMNS if column is None else [column], dict[str, None]()
         found = False
@@ -159,12 +160,19 @@ class ParquetRows(FileUnits):
                 classes, number = _classes_of(file.schema_arrow, column), 0
                 for batch in file.iter_batches(columns=[column]):
                     for value in batch.column(0).to_pylist():
-                        if value is not None and value != -1:  # -1: not known, as test splits have it
-                            yield f"{prefix}/{number:09d}", str(classes.get(value, value))
+                        # In Hugging Face's numbers of classes -1 stands for what is not known.
+                        known = classes.get(value) if classes else value
+                        if known is not None:
+                            yield f"{prefix}/{number:09d}", field_of(known) or ""
                         number += 1
         if not found and wanted is not LABEL_COLUMNS:
             error = UnknownNameError("column", wanted[0], list(others), advice="choose one with --label-column")
             raise SourceError(f"{self.url}: {error}")
+        if not found:
+            raise SourceError(
+                f"{self.url} has no column called {', '.join(LABEL_COLUMNS[:-1])} or {LABEL_COLUMNS[-1]}; it has: "
+                f"{shortened(', '.join(others))}; name the one with labels with --label-column, or give a table"
+            )
 
     def _reader(self, unit: Unit) -> tuple[Stamp | None, _Reader]:
         """Return what reads a file, opened anew where it is another one than before."""

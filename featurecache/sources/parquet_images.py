@@ -32,7 +32,8 @@ class ParquetImages(ParquetRows):
             raise SourceError(f"{where}: {error}")
         named = [wanted] if wanted is not None else [name for name in IMAGE_COLUMNS if name in found] or [*found]
         if not named:
-            raise SourceError(f"{where} has no column of encoded images; it has: {shortened(', '.join(schema.names))}")
+            names, advice = shortened(", ".join(schema.names)), "of texts, name the column with --text-column"
+            raise SourceError(f"{where} has no column of encoded images; it has: {names}; {advice}")
         return found[named[0]]
 
 

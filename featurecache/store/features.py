@@ -331,6 +331,8 @@ class Features:
     def let_go(self) -> None:
         """Close the files that were read, each of which is open while it is mapped; they are opened again for more."""
         self._mapped, self._gatherer = {}, None
+        if self._renewed is not None:
+            self._renewed.let_go()
 
     def _find_runs(self, rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
         """Return the run that would hold each row, and whether it does."""

@@ -95,13 +95,17 @@ class ShardFolder:
 
     def find(self, key: str, read: Callable[[Commit, MappedShard], T]) -> T | None:
         """Read the shard of a key whole; None where there is none, or somebody withdraws it meanwhile."""
-        try:
-            commit = self.read(self.record(key))
-            return read(commit, self.open(commit))
-        except (FileNotFoundError, CorruptError):
-            if self.record(key).exists():  # nobody has withdrawn it, so it is broken
-                raise
-        return None
+        for _ in range(_ATTEMPTS):
+            try:
+                commit = self.read(self.record(key))
+            except FileNotFoundError:
+                return None
+            try:
+                return read(commit, self.open(commit))
+            except CorruptError:
+                if self.still_holds(commit):  # nobody has withdrawn it, so it is broken
+                    raise
+        raise CorruptError(f"{self.path} is rewritten faster than it can be read; try again")
 
     def still_holds(self, commit: Commit) -> bool:
         """Tell whether a commit is there as it was read: a collection, or a writer, may have withdrawn it since."""

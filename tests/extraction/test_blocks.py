@@ -18,7 +18,7 @@ from conftest import REPOSITORY, TINY, image_bytes, tar_bytes
 from object_store import Store
 
 import featurecache as fc
-from featurecache.errors import FeatureCacheError, SourceError
+from featurecache.errors import FeatureCacheError, RequestError, SourceError
 from featurecache.extraction import blocks, worker
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.job import ExtractionJob
@@ -508,6 +508,42 @@ def test_blocks_are_one_stream_where_reading_keeps_up(
     # A block is held as long as rows of it are missing, and no longer.
     assert all(is_held != is_done for is_done, is_held in leases)
     assert {is_held for _, is_held in leases} == {True, False}
+
+
+def test_what_goes_wrong_with_a_block_costs_none_of_those_before(
+    parquets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(parquets).with_name("p-3.parquet")
+    data = path.read_bytes()
+    path.write_bytes(data[:100])
+    reader: Any = blocks.BlockReader
+    real_next = reader.next_if_read
+
+    def next_if_read(self: Any) -> Any:
+        self._ahead.exception()  # waits: reading keeps up
+        return real_next(self)
+
+    monkeypatch.setattr(reader, "next_if_read", next_if_read)
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"p-3\.parquet is no whole Parquet file"):
+            extract(parquets, tmp_path / "c")
+    store = FeatureStore.open(tmp_path / "c")
+    assert len(store.find(dtype="float16").open()) == 3 * PER_TAR
+    path.write_bytes(data)
+    calls, real = [0], worker.estimate
+
+    def estimate(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise RequestError("there is no room")
+        return real(*args, **options)
+
+    monkeypatch.setattr(worker, "estimate", estimate)
+    with pytest.raises(RequestError, match="there is no room"):
+        extract(parquets, tmp_path / "c")
+    assert len(store.find(dtype="float16").open()) == 4 * PER_TAR
+    extract(parquets, tmp_path / "c")
+    assert len(store.find(dtype="float16").open()) == NUM_TARS * PER_TAR
 
 
 def test_workers_share_the_blocks(pattern: str, tmp_path: Path, listed: Counter[str]) -> None:

@@ -139,3 +139,44 @@ def test_texts_are_read_and_computed_in_one_pass(tmp_path: Path, monkeypatch: py
     read.clear()
     assert len(fc.extract(url, tmp_path / "c", **options).features()) == 60
     assert read == []
+
+
+def test_labels_are_read_as_those_of_a_table(tmp_path: Path, call: Any) -> None:
+    need("tokenizers")
+    said = ["pos", " pos", "pos ", "neg", "", "NA", None, "neg", "pos", "neg", "neg", "pos"] * 2
+    texts: list[str | None] = [f"text {k} {label}" for k, label in enumerate(said)]
+    columns = {"verdict": said, "tags": [["a"]] * 24, "none": [""] * 24, "sign": [1, -1] * 12}
+    url = write_texts(tmp_path / "files", texts, **columns)
+    options = ["--text-column", "text"]
+    made = ["--cache", tmp_path / "c", "--backbone", "words", "--head", "nearest_mean", "--device", "cpu"]
+    for more, words in (
+        ([], "has no column called label, labels, class or target; it has: text, verdict, tags, none, sign; name"),
+        (["--merge-spellings"], "has no column called label"),
+        (["--label-column", "tags"], "t-0.parquet/000000000: the label holds several values"),
+        (["--label-column", "none"], "has no label in any row; name another column with --label-column"),
+        (["--label-column", "verdict", "--keep-na"], "leave --keep-na out"),
+    ):
+        status, _, err = call("run", url, *options, *made, *more)
+        assert (status, words in err) == (2, True), err
+        assert not (tmp_path / "c").exists()
+    assert call("run", url, *options, *made, "--label-column", "verdict")[0] == 0
+    store = fc.FeatureStore.open(tmp_path / "c")
+    assert (store.task("run").classes, len(store.task("run").ids)) == (["neg", "pos"], 18)
+    assert call("task", "add", tmp_path / "c", "sign", url, *options, "--label-column", "sign")[0] == 0
+    assert store.task("sign").classes == ["-1", "1"]
+    status, _, err = call(
+        "extract", url, *options, "--cache", tmp_path / "d", "--backbone", "words", "--delimiter", ";"
+    )
+    assert status == 2
+    assert "--delimiter and --no-header are about tables of text" in err
+    status, _, err = call("task", "add", tmp_path / "c", "t", url, "--label-column", "sign")
+    assert status == 2 or store.task("t").classes == ["-1", "1"]
+
+
+def test_a_file_of_a_name_like_a_pattern_is_a_table(tmp_path: Path) -> None:
+    for name in ("t{1..2}.parquet", "t*.parquet"):
+        parquet.write_table(arrow.table({"text": ["a", "b"]}), tmp_path / name)
+        assert source_spec(tmp_path / name, text_column="text").kind == "text_table"
+    assert source_spec("mine://x.parquet", text_column="text") == SourceSpec(
+        "mine", "mine://x.parquet", (("text_column", "text"),)
+    )

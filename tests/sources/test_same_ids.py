@@ -241,6 +241,14 @@ def test_tars_carry_labels_and_run_takes_them(photos: Path, tmp_path: Path, call
     status, _, err = call("task", "add", tmp_path / "c", "none", tmp_path / "bare.tar")
     assert status == 2
     assert "bare.tar carries no labels; give a table, or --from-folders" in err
+    status, _, err = call("run", pattern, *options, "--cache", tmp_path / "c", "--class-folder", "outermost")
+    assert status == 2
+    assert "carries one class for each image; leave --class-folder out" in err
+    more = ["--cache", tmp_path / "bare", "--class-folder", "outermost"]
+    status, _, err = call("run", tmp_path / "bare.tar", *options, *more)
+    assert status == 2
+    assert "30 labelled files are of one class ('bare.tar')" in err  # the first part of every name
+    assert call("run", tmp_path / "bare.tar", *options, "--cache", tmp_path / "bare", "--merge-spellings")[0] == 0
     status, _, err = call("run", pattern, *options)
     assert status == 2
     assert "say where the cache of" in err
