@@ -223,7 +223,8 @@ def gather(
         by_split = [task.rows(feature_set.open(), split) for split in filter(task.has, FITTED)]
         found.append(tuple(map(np.concatenate, zip(*by_split, strict=True))))
     # A sample that is bad for one network is left out of all: arms are compared on the same rows.
-    rows = reduce(partial(np.intersect1d, assume_unique=True), [of_set for of_set, _ in found])
+    # Sorted for one set too: another one that comes later must not change the folds, and with them every figure.
+    rows = np.sort(reduce(partial(np.intersect1d, assume_unique=True), [of_set for of_set, _ in found]))
     rows = rows if but_not is None else np.setdiff1d(rows, but_not)
     if not len(rows):
         raise TaskError(f"the features share no labelled samples of task {task.name!r} to compare them on")
