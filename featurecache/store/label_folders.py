@@ -31,8 +31,12 @@ def label_of_path(path: str, class_folder: ClassFolder = "innermost") -> Label |
     return Label(key=path, label=folders[-1], split=splits[-1] if splits else None)
 
 
+_FILES = (".tar", ".tar.gz", ".tgz", ".parquet")
+"""Of files that hold samples, whose names stand where those of folders do."""
+
+
 def folder_warnings(labels: Iterable[Label]) -> Iterator[ReportWarning]:
-    """Yield what is doubtful about innermost folders as classes: some hold others, or share a name with others.
+    """Yield what is doubtful about innermost folders as classes: they are files, hold others, or share a name.
 
     Parameters
     ----------
@@ -44,6 +48,14 @@ def folder_warnings(labels: Iterable[Label]) -> Iterator[ReportWarning]:
         folders = (folder for folder in PurePosixPath(label.key).parts[:-1] if folder.lower() not in SPLIT_OF)
         folders_of[label.label].add("/".join(folders))
     every = {folder for several in folders_of.values() for folder in several}
+    if files := sorted(name for name in folders_of if name.lower().endswith(_FILES)):
+        yield ReportWarning(
+            kind="file_classes",
+            count=len(files),
+            text=f"{counted(len(files), 'class', of=len(folders_of), verb='is')} called by the file that holds the "
+            f"samples, such as {files[0]!r}: if its name says no class, give a table of labels",
+            examples=tuple(files),
+        )
     inside = sorted(
         (str(outer), folder) for folder in every for outer in PurePosixPath(folder).parents if str(outer) in every
     )

@@ -249,6 +249,13 @@ def test_tars_carry_labels_and_run_takes_them(photos: Path, tmp_path: Path, call
     assert status == 2
     assert "30 labelled files are of one class ('bare.tar')" in err  # the first part of every name
     assert call("run", tmp_path / "bare.tar", *options, "--cache", tmp_path / "bare", "--merge-spellings")[0] == 0
+    for number in range(2):
+        with tarfile.open(tmp_path / f"flat-{number}.tar", "w") as tar:
+            for path in sorted(photos.rglob("*.png"))[number::2]:
+                tar.add(path, f"{path.parent.name}-{path.name}")
+    status, out, err = call("run", tmp_path / "flat-*.tar", *options, "--cache", tmp_path / "flat")
+    assert status == 0, err
+    assert "2 of 2 classes are called by the file that holds the samples, such as 'flat-0.tar'" in out + err
     status, _, err = call("run", pattern, *options)
     assert status == 2
     assert "say where the cache of" in err
